@@ -1,0 +1,32 @@
+"""Woodshed prepares audio for model training: raw audio in, training-ready features out.
+
+`import woodshed` loads neither torch nor any model: names below are imported when first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "encode": "woodshed.jobs.encode",
+    "open": "woodshed.datasets.folder",
+}
+
+if TYPE_CHECKING:
+    from woodshed.datasets.folder import open as open
+    from woodshed.jobs.encode import encode as encode
+
+__all__ = ["__version__", "encode", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'woodshed' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

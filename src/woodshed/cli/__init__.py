@@ -1,0 +1,1 @@
+"""The command line: parse, call a job, show what came of it. Computes nothing."""

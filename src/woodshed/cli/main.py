@@ -1,0 +1,217 @@
+"""The `woodshed` command. Parses, calls one job, shows its report, and gives back the exit code.
+
+Jobs and whatever they need (torch, models) are imported when a command runs, not to print help.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import woodshed
+from woodshed.errors import UsageError, WoodshedError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One word after `woodshed`."""
+
+    name: str
+    summary: str
+    settings: str
+    """Class in `woodshed.jobs.settings`; the job itself is `woodshed.jobs.<name>.run`."""
+    examples: tuple[str, ...]
+    is_layered: bool = False
+    """Takes settings files and overrides besides flags."""
+    is_watched: bool = True
+    """Runs long enough to show progress."""
+
+
+COMMANDS = (
+    Command(
+        name="encode",
+        summary="Encode a folder of audio to latents or tokens.",
+        settings="EncodeSettings",
+        is_layered=True,
+        examples=(
+            "woodshed encode --input my-sounds --output-path my-latents",
+            "woodshed encode --model-config vae.json --ckpt-path vae.ckpt --dataset-config data.json --output-path out",
+            "woodshed encode --config run.yaml model=woodshed_tiny batch_size=8 --dry-run",
+        ),
+    ),
+    Command(
+        name="decode",
+        summary="Turn encoded data back into sound files, to listen.",
+        settings="DecodeSettings",
+        examples=("woodshed decode my-latents --limit 3", "woodshed decode my-latents --output heard --format flac"),
+    ),
+    Command(
+        name="inspect",
+        summary="Show what is in a folder of encoded data.",
+        settings="InspectSettings",
+        is_watched=False,
+        examples=("woodshed inspect my-latents", "woodshed inspect my-latents --limit 0 --json"),
+    ),
+    Command(
+        name="verify",
+        summary="Check that a folder holds what it says, and that no second of its sources is missing.",
+        settings="VerifySettings",
+        examples=("woodshed verify my-latents", "woodshed verify my-latents --source /new/place --reencode 5"),
+    ),
+    Command(
+        name="demo",
+        summary="Encode, verify and decode real speech and music with the embedded model.",
+        settings="DemoSettings",
+        examples=("woodshed demo", "woodshed demo --output somewhere-else"),
+    ),
+)
+DOCTOR_SUMMARY = "Show versions, devices, and optional parts that are missing."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; gives back the exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 done but some items failed, 130 or 143 interrupted and resumable.
+    """
+    try:
+        exit_code = _run(list(sys.argv[1:] if argv is None else argv))
+        # Here, where a closed pipe can still be caught, and not while Python shuts down.
+        sys.stdout.flush()
+        return exit_code
+    except WoodshedError as error:
+        return _told(error, hint=error.hint, message=error.message, exit_code=error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more while closing it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        return _told(error, hint=None, message=str(error), exit_code=EXIT_FAILED)
+    except KeyboardInterrupt:
+        print("woodshed: interrupted; the same command goes on from what is done", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _told(error: Exception, *, message: str, hint: str | None, exit_code: int) -> int:
+    if os.environ.get("WOODSHED_DEBUG") == "1":
+        raise error
+    from woodshed.cli.quantities import printable
+
+    print(f"woodshed: error: {printable(message)}", file=sys.stderr)
+    if hint:
+        print(f"  try: {printable(hint)}", file=sys.stderr)
+    return exit_code
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if argv else EXIT_USAGE
+    if argv[0] in ("--version", "-V"):
+        print(f"woodshed {woodshed.__version__}")
+        return 0
+    if argv[0] == "doctor":
+        return _doctor(argv[1:])
+    command = next((command for command in COMMANDS if command.name == argv[0]), None)
+    if command is None:
+        from woodshed.jobs.complaints import closest
+
+        meant = closest(argv[0], [*(command.name for command in COMMANDS), "doctor"])
+        hint = f"did you mean woodshed {meant}?" if meant else "woodshed --help lists all commands"
+        raise UsageError(f"{argv[0]!r} is not a command", hint=hint)
+    return _run_command(command, argv[1:])
+
+
+def overview() -> str:
+    """Help for `woodshed` as a whole."""
+    lines = [f"  {command.name:<9}{command.summary}" for command in COMMANDS]
+    return "\n".join(
+        [
+            "usage: woodshed COMMAND [flags]",
+            "",
+            "Raw audio in, training-ready features out.",
+            "",
+            "commands:",
+            *lines,
+            f"  {'doctor':<9}{DOCTOR_SUMMARY}",
+            "",
+            "woodshed COMMAND --help shows its flags and examples; woodshed --version the version.",
+            "Start with: woodshed demo",
+            "",
+            "exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some items failed,",
+            "            130 or 143 interrupted (the same command goes on)",
+        ]
+    )
+
+
+def _run_command(command: Command, argv: list[str]) -> int:
+    from woodshed.cli.flags import build_parser, read_command_line, settings_from
+
+    model = getattr(import_module("woodshed.jobs.settings"), command.settings)
+    parser = build_parser(
+        model,
+        prog=f"woodshed {command.name}",
+        summary=command.summary,
+        examples=command.examples,
+        layered=command.is_layered,
+        watched=command.is_watched,
+    )
+    if "-h" in argv or "--help" in argv:
+        print(parser.format_help(), end="")
+        return 0
+    given = read_command_line(parser, model, argv)
+    settings = settings_from(model, given)
+    if given.print_config:
+        from woodshed.config.dump import as_yaml
+
+        print(as_yaml(settings), end="")
+        return 0
+    # With --json, stdout holds the JSON and nothing that a library or a custom metadata module prints.
+    with redirect_stdout(sys.stderr) if given.json else nullcontext():
+        report = _call_job(command, settings, is_quiet=given.quiet)
+    from woodshed.cli.show import show
+    from woodshed.jobs.report import to_json
+
+    if given.json:
+        print(json.dumps(to_json(report), indent=2))
+    elif not given.quiet:
+        show(report, sys.stdout)
+    exit_code: int = report.exit_code
+    return exit_code
+
+
+def _call_job(command: Command, settings: Any, *, is_quiet: bool) -> Any:
+    run = import_module(f"woodshed.jobs.{command.name}").run
+    if not command.is_watched:
+        return run(settings)
+    from woodshed.cli.progress import watcher
+
+    with watcher(sys.stderr, is_quiet=is_quiet) as observer:
+        return run(settings, observer=observer)
+
+
+def _doctor(argv: list[str]) -> int:
+    if "-h" in argv or "--help" in argv:
+        print(f"usage: woodshed doctor [--json]\n\n{DOCTOR_SUMMARY}")
+        return 0
+    unknown = [word for word in argv if word != "--json"]
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]}", hint="woodshed doctor takes --json only")
+    from woodshed.cli.doctor import diagnose, diagnosis_lines
+    from woodshed.jobs.report import to_json
+
+    findings = diagnose()
+    if argv:
+        print(json.dumps([to_json(finding) for finding in findings], indent=2))
+    else:
+        print("\n".join(diagnosis_lines(findings)))
+    return EXIT_FAILED if any(finding.state == "missing" for finding in findings) else 0

@@ -1,0 +1,1 @@
+"""Torch data sets over output folders: exact crops, masks, length buckets, statistics."""

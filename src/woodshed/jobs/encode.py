@@ -1,0 +1,251 @@
+"""`woodshed encode`: a folder of sound in, verified latents or tokens out; resumable and exact."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import woodshed
+from woodshed.audio.clip import read
+from woodshed.batching.pack import BatchLimits
+from woodshed.contracts import Encoder, Example, Item, Json, Layout, Observer, Record, Summary
+from woodshed.errors import StoreError
+from woodshed.jobs.folder import SETTINGS, settings_to_json
+from woodshed.jobs.model import LoadedModel, load_encoder
+from woodshed.jobs.report import PlanReport
+from woodshed.jobs.settings import EncodeSettings
+from woodshed.run.engine import Annotate, EngineOptions
+from woodshed.run.plan import PlanOptions, estimate_bytes
+from woodshed.run.session import Work, plan_folder, run_plan
+from woodshed.run.stopping import StopSignals
+from woodshed.sources.custom_metadata import Reject
+from woodshed.sources.open import open_source
+from woodshed.sources.source import Source
+from woodshed.store.reader import open_reader
+from woodshed.store.shards import Shards
+from woodshed.store.stable_audio import StableAudio
+from woodshed.store.store import Store
+
+COMPUTE_THREADS_KEY = "compute_threads"
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def message(self, text: str) -> None: ...
+
+    def progress(self, progress: object) -> None: ...
+
+
+def encode(
+    input: str | Path | None = None, output: str | Path | None = None, /, *, observer: Observer | None = None, **settings: Any
+) -> Summary:
+    """Encode a folder or manifest; the same as `woodshed encode` with these settings.
+
+    Args:
+        input: folder of sound files, or a JSONL or CSV manifest.
+        output: folder that receives the encoded data.
+        settings: fields of `woodshed.jobs.settings.EncodeSettings`, by name.
+
+    Raises:
+        UsageError: the settings cannot work.
+        WoodshedError: the run cannot go on. Items that cannot be encoded do not raise: they are in the summary.
+    """
+    given = {"input": input, "output_path": output} | settings
+    made = EncodeSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    result = run(made, observer=observer or Silent())
+    if isinstance(result, PlanReport):
+        raise TypeError("dry_run=True gives a plan: call woodshed.jobs.encode.run")
+    return result
+
+
+def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport:
+    """Encode, or plan only under `dry_run`."""
+    output = Path(settings.output_path)
+    source = open_source(
+        None if settings.input is None else str(settings.input),
+        None if settings.dataset_config_path is None else str(settings.dataset_config_path),
+        trust_remote_code=settings.trust_remote_code,
+        exclude=[str(output)],
+    )
+    for note in source.notes:
+        observer.message(note)
+    torch.set_num_threads(compute_threads(output))
+    model = load_encoder(settings, crop_at_random=source.describe().get("random_crop", True))
+    for note in model.notes:
+        observer.message(note)
+    options = PlanOptions(
+        limits=BatchLimits(max_cost_s=model.batch_s, max_pieces=settings.batch_size),
+        ranks=settings.ranks,
+        shuffle_seed=settings.seed if settings.shuffle else None,
+        limit_items=None if settings.limit_batches is None else settings.limit_batches * (settings.batch_size or 1),
+        retry_failed=settings.retry_failed,
+    )
+    if settings.dry_run:
+        return _dry_run(settings, source, model, options)
+    fingerprint = {**model.encoder.fingerprint, "window_samples": model.window_samples}
+    layout = _layout(settings, model)
+    with (
+        StopSignals() as stopped,
+        Store.open(output, layout=layout, fingerprint=fingerprint, spec=model.encoder.spec) as store,
+    ):
+        _write_down_threads(store)
+        observer.message(f"planning {settings.input or settings.dataset_config_path}")
+        work = _plan(source, model.encoder, options, store)
+        store.render("details.json", _details(settings, source, model))
+        store.note(SETTINGS, settings_to_json(settings))
+        return run_plan(
+            work,
+            model.encoder,
+            store,
+            options=EngineOptions(num_threads=settings.num_workers),
+            observer=observer,
+            stopped=stopped,
+            annotate=_annotator(source, model.encoder, settings),
+        )
+
+
+def compute_threads(output: Path) -> int:
+    """Threads that torch computes with: those of the folder's first run, else one per core of this machine.
+
+    Another number of threads may change the last bit of a result.
+    """
+    path = output / ".woodshed" / "machine.json"
+    try:
+        return int(json.loads(path.read_text())[COMPUTE_THREADS_KEY])
+    except FileNotFoundError:
+        return torch.get_num_threads()
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} cannot be read: {error}", hint="delete it if nothing else is wrong") from error
+
+
+def _write_down_threads(store: Store) -> None:
+    content = {COMPUTE_THREADS_KEY: torch.get_num_threads()}
+    store.note("machine.json", json.dumps(content).encode())
+
+
+def _layout(settings: EncodeSettings, model: LoadedModel) -> Layout:
+    spec = model.encoder.spec
+    if settings.layout == "shards":
+        return Shards(spec=spec)
+    return StableAudio(spec=spec, window_samples=model.window_samples, absolute_paths=settings.compat)
+
+
+def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store) -> Work:
+    return plan_folder(
+        source.rows(),
+        encoder,
+        options,
+        entry=store.entry,
+        planned_before=store.plan,
+        next_position=store.next_position,
+    )
+
+
+def _dry_run(settings: EncodeSettings, source: Source, model: LoadedModel, options: PlanOptions) -> PlanReport:
+    output, encoder = Path(settings.output_path), model.encoder
+    if (output / ".woodshed" / "run.json").exists():
+        log = open_reader(output).log
+        work = plan_folder(
+            source.rows(), encoder, options, entry=log.entry, planned_before=(), next_position=log.next_position
+        )
+    else:
+        work = plan_folder(
+            source.rows(), encoder, options, entry=lambda _: None, planned_before=(), next_position=0
+        )
+    account = work.account
+    duplicates = [skip for skip in account.skipped if skip.kind == "duplicate"]
+    planned = [planned for unit in work.units for planned in unit.items]
+    speed = _computed_s_per_s(encoder, work)
+    return PlanReport(
+        output=str(output),
+        num_rows=account.num_rows,
+        num_planned=len(planned),
+        num_done_before=account.num_done,
+        num_duplicates=len(duplicates),
+        num_unreadable=len(account.failures),
+        num_records=work.num_records,
+        num_batches=work.num_batches,
+        audio_s=work.audio_s,
+        computed_s=work.computed_s,
+        window_samples=model.window_samples,
+        rate_hz=encoder.spec.rate_hz,
+        estimated_bytes=estimate_bytes(planned, encoder.spec),
+        estimated_s=None if speed is None else work.computed_s / speed,
+        unreadable=tuple(account.failures[:100]),
+        notes=tuple(f"{failure.id}: {failure.reason}" for failure in duplicates[:10]),
+    )
+
+
+def _computed_s_per_s(encoder: Encoder, work: Work) -> float | None:
+    """Speed of this machine, from one batch of the plan that is run twice: the first run warms up."""
+    for unit in work.units:
+        for batch in unit.batches:
+            items = [unit.items[index] for index, _ in batch[:1]]
+            example: Example = next(iter(encoder.prepare(items[0].item)))
+            cost_s = items[0].pieces[example.index].cost_s
+            encoder.encode([example])
+            started = time.perf_counter()
+            encoder.encode([example])
+            return cost_s / max(time.perf_counter() - started, 1e-9)
+    return None
+
+
+def _annotator(source: Source, encoder: Encoder, settings: EncodeSettings) -> Annotate | None:
+    """The data set's own metadata function, called with the sound of each record's window."""
+    function = source.annotate
+    if function is None:
+        return None
+    spec = encoder.spec
+
+    def annotate(item: Item, record: Record) -> Mapping[str, Json] | None:
+        assert item.audio is not None
+        whole = read(
+            item.path, item.audio, rate_hz=spec.rate_hz, num_channels=spec.audio_channels, resampler=settings.resampler
+        )
+        start, length = record.meta["start_sample"], record.meta["num_samples"]
+        window = np.zeros((spec.audio_channels, record.meta["window_samples"]), np.float32)
+        window[:, :length] = whole[:, start : start + length]
+        info = {
+            "seconds_start": start // spec.rate_hz,
+            "seconds_total": math.ceil(whole.shape[1] / spec.rate_hz),
+            "sample_rate": spec.rate_hz,
+        }
+        result = function(item, window, info)
+        return None if isinstance(result, Reject) else result
+
+    return annotate
+
+
+def _details(settings: EncodeSettings, source: Source, model: LoadedModel) -> bytes:
+    """`details.json`: what made this folder. No times, so that equal runs give equal files."""
+    arguments = settings.to_json()
+    for volatile in ("output_path", "num_workers", "dry_run", "limit_batches", "retry_failed", "device"):
+        arguments.pop(volatile, None)
+    details = {
+        "model_config": dict(model.model_config),
+        "dataset_config": source.describe(),
+        "sample_size": model.window_samples,
+        "fingerprint": dict(model.encoder.fingerprint),
+        "args": arguments,
+        "versions": versions(),
+    }
+    return json.dumps(details, indent=1, ensure_ascii=True, sort_keys=True).encode() + b"\n"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {
+        "woodshed": woodshed.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

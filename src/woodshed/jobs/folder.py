@@ -1,0 +1,48 @@
+"""What a folder remembers of the run that made it: enough to decode it, to verify it and to look at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from woodshed.contracts import Json
+from woodshed.errors import StoreError
+from woodshed.jobs.settings import EncodeSettings
+
+SETTINGS = "settings.json"
+"""The settings with absolute paths, for this machine; `details.json` is what travels."""
+
+
+def settings_to_json(settings: EncodeSettings) -> bytes:
+    """The content of `SETTINGS`."""
+    plain = settings.to_json()
+    for name in ("input", "dataset_config_path", "model_config_path", "ckpt_path"):
+        value = getattr(settings, name)
+        plain[name] = None if value is None else str(Path(value).absolute())
+    plain["output_path"] = str(Path(settings.output_path).absolute())
+    name = settings.pretrained_name
+    if name is not None and Path(name).is_dir():
+        plain["pretrained_name"] = str(Path(name).absolute())
+    return json.dumps(plain, indent=1, ensure_ascii=True).encode() + b"\n"
+
+
+def read_settings(folder: Path) -> EncodeSettings:
+    """The settings of the last run over a folder.
+
+    Raises:
+        StoreError: the folder does not hold them.
+    """
+    path = folder / ".woodshed" / SETTINGS
+    try:
+        plain: Mapping[str, Json] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{folder} does not tell how it was made: {path} is missing",
+            hint="this works on folders that `woodshed encode` wrote, with their .woodshed folder",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}", hint="restore it from a backup") from error
+    # settings for one run only do not belong to the folder
+    kept = {name: value for name, value in plain.items() if name not in ("dry_run", "limit_batches", "retry_failed")}
+    return EncodeSettings.model_validate(kept)

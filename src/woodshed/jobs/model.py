@@ -1,0 +1,258 @@
+"""From settings to an encoder: which model, on which device, cut in which windows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+
+from woodshed.audio.clip import file_digest
+from woodshed.audio.decode import DecodeLimits
+from woodshed.contracts import Encoder, Json
+from woodshed.encoders.autoencoder import FrameEncoder, FrameModel, FrameOptions
+from woodshed.encoders.checkpoints import Autoencoder, Parts, load_autoencoder
+from woodshed.encoders.codec import ClipEncoder, open_codec
+from woodshed.encoders.codec_networks import ClipNetwork, load_codec
+from woodshed.encoders.models import OobleckModel, Synthesiser, TinyModel
+from woodshed.encoders.pretrained import load_pretrained
+from woodshed.encoders.oobleck import compile_snake
+from woodshed.encoders.tiny import TinyCodecConfig, load_woodshed_tiny
+from woodshed.errors import UsageError
+from woodshed.jobs.settings import DEFAULT_MODEL, EncodeSettings
+
+WINDOW_S = {"cpu": 4.0, "cuda": 12.0, "mps": 8.0}
+"""Longest window. On a CPU short ones win: activations stay near the caches and no fresh memory is touched."""
+BATCH_S = {"cpu": 4.0, "cuda": 96.0, "mps": 16.0}
+"""Audio per batch that is tried first; the engine lowers it where memory runs out."""
+CLIP_BATCH_S = {"cpu": 30.0, "cuda": 240.0, "mps": 60.0}
+"""The same for codecs that see whole clips: attention and recurrence need few channels but the whole length."""
+QUANTUM_FRAMES = 8
+TINY_CHANNELS = 2
+SLOW_HALF = "CPUs compute it many times slower than fp32"
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model that encodes, and what a folder's `details.json` says of it."""
+
+    encoder: Encoder
+    window_samples: int | None
+    """None where a file is one record."""
+    batch_s: float
+    model_config: Mapping[str, Json]
+    notes: tuple[str, ...] = ()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `--device`.
+
+    Raises:
+        UsageError: the machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", hint="--device cpu, or auto"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no Apple GPU", hint="--device cpu, or auto")
+    return torch.device(name)
+
+
+def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> LoadedModel:
+    """The encoder that the settings ask for.
+
+    Args:
+        crop_at_random: whether the data set asks for random crops; heard under `compat` only.
+
+    Raises:
+        UsageError: settings and model do not go together.
+        ModelError: the model cannot be loaded.
+    """
+    device = pick_device(settings.device)
+    if device.type == "cpu" and settings.precision == "fp16":
+        raise UsageError(
+            f"--precision fp16 (--model-half) needs a GPU: {SLOW_HALF}",
+            hint="leave it out, or add --device cuda on a machine that has one",
+        )
+    limits = DecodeLimits(max_duration_s=settings.max_file_s)
+    name = settings.pretrained_name
+    if name is not None and is_codec(name):
+        return _load_codec(settings, name, device, limits)
+    model = _load_frame_model(settings, device)
+    options = _options(settings, model.rate_hz, model.hop_samples, device, crop_at_random=crop_at_random)
+    tokens_last = settings.compat and isinstance(model, OobleckModel) and model.writes_tokens_last
+    options = replace(_fit_window(options, model, device), tokens_last=tokens_last)
+    return LoadedModel(
+        encoder=FrameEncoder(model, options, limits=limits),
+        window_samples=None if options.record_frames is None else options.record_frames * model.hop_samples,
+        batch_s=_batch_s(options, model, device),
+        model_config=dict(model.autoencoder.config) if isinstance(model, OobleckModel) else {"name": DEFAULT_MODEL},
+        notes=(f"weights: {model.autoencoder.source}",) if isinstance(model, OobleckModel) else (),
+    )
+
+
+def _options(
+    settings: EncodeSettings, rate_hz: int, ratio: int, device: torch.device, *, crop_at_random: bool
+) -> FrameOptions:
+    frames = settings.window_samples(rate_hz=rate_hz, ratio=ratio) // ratio
+    return FrameOptions(
+        window=settings.window,
+        record_frames=None if settings.window == "whole" else frames,
+        latents=settings.latents,
+        seed=settings.seed,
+        resampler=settings.resampler,
+        pad_last=settings.layout == "stable_audio",
+        drop_silence=settings.drop_silence,
+        dtype="float16" if settings.precision == "fp16" else "float32",
+        random_crop=settings.compat and crop_at_random,
+        polarity_flip=settings.compat,
+    )
+
+
+def _fit_window(options: FrameOptions, model: FrameModel, device: torch.device) -> FrameOptions:
+    """A window in whole quanta, near the device's best length, never so short that context outweighs what is kept."""
+    frame_s = model.hop_samples / model.rate_hz
+    window = max(round(WINDOW_S[device.type] / frame_s), 6 * model.reach_frames, 4 * QUANTUM_FRAMES)
+    return replace(
+        options, window_frames=-(-window // QUANTUM_FRAMES) * QUANTUM_FRAMES, quantum_frames=QUANTUM_FRAMES
+    )
+
+
+def _batch_s(options: FrameOptions, model: FrameModel, device: torch.device) -> float:
+    return max(BATCH_S[device.type], options.window_frames * model.hop_samples / model.rate_hz)
+
+
+def _load_frame_model(settings: EncodeSettings, device: torch.device) -> OobleckModel | TinyModel:
+    if settings.pretrained_name == DEFAULT_MODEL:
+        config = TinyCodecConfig()
+        _check(settings, config.rate_hz, config.hop_samples, channels=TINY_CHANNELS, discrete=True, any_channels=True)
+        return load_tiny(settings, device, _DTYPES[settings.precision])
+    own = load_own_autoencoder(settings, "encoder", device, _DTYPES[settings.precision])
+    bottleneck = own.bottleneck
+    _check(
+        settings,
+        own.rate_hz,
+        own.ratio,
+        channels=own.audio_channels,
+        discrete=bottleneck.kind == "tokens",
+        moments="mean" in bottleneck.analyse(torch.zeros(1, bottleneck.input_dim, 1, dtype=own.dtype, device=own.device)),
+    )
+    if settings.compile and own.encoder is not None:
+        compile_snake(own.encoder)
+    return OobleckModel(own, discrete=settings.is_discrete)
+
+
+def load_tiny(settings: EncodeSettings, device: torch.device, dtype: torch.dtype) -> TinyModel:
+    """The embedded model, over the channels that the settings ask for."""
+    codec = load_woodshed_tiny(device=device).to(dtype)
+    channels = settings.channels or TINY_CHANNELS
+    return TinyModel(codec, channels=channels, discrete=settings.is_discrete, digest=tiny_digest())
+
+
+def load_own_autoencoder(
+    settings: EncodeSettings, parts: Parts, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
+    """The autoencoder that the settings name, by config and checkpoint or by name."""
+    if settings.ckpt_path is not None:
+        assert settings.model_config_path is not None
+        return load_autoencoder(
+            Path(settings.model_config_path), Path(settings.ckpt_path), parts=parts, dtype=dtype, device=device
+        )
+    assert settings.pretrained_name is not None
+    return load_pretrained(settings.pretrained_name, parts=parts, dtype=dtype, device=device)
+
+
+def _check(
+    settings: EncodeSettings,
+    rate_hz: int,
+    ratio: int,
+    *,
+    channels: int,
+    discrete: bool,
+    moments: bool = False,
+    any_channels: bool = False,
+) -> None:
+    settings.validate_for_model(
+        rate_hz=rate_hz,
+        ratio=ratio,
+        audio_channels=channels,
+        is_discrete_capable=discrete,
+        has_moments=moments,
+        takes_any_channels=any_channels,
+    )
+
+
+def is_codec(name: str) -> bool:
+    """Whether a folder or hub name holds a model of the transformers library: its config names a `model_type`."""
+    folder = Path(name)
+    if name == DEFAULT_MODEL or (folder / "model_config.json").is_file():
+        return False
+    path = folder / "config.json"
+    if not folder.is_dir():
+        try:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(name, "config.json"))
+        except (ImportError, OSError, ValueError, RuntimeError):
+            return False  # the autoencoder's loader says what is wrong
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and "_class_name" not in config
+
+
+def _load_codec(
+    settings: EncodeSettings, name: str, device: torch.device, limits: DecodeLimits
+) -> LoadedModel:
+    network = load_codec(name, device=str(device), dtype=_DTYPES[settings.precision])
+    tokens = settings.model_copy(update={"is_discrete": True})
+    _check(tokens, network.rate_hz, network.hop_samples, channels=network.channels, discrete=True)
+    options = _options(settings, network.rate_hz, network.hop_samples, device, crop_at_random=False)
+    if settings.compat:
+        raise UsageError("--compat copies stable-audio-tools, which has no such codec", hint="leave --compat out")
+    encoder: ClipEncoder | FrameEncoder
+    if isinstance(network, ClipNetwork):
+        encoder, batch_s = ClipEncoder(network, options, limits=limits), CLIP_BATCH_S[device.type]
+    else:
+        options = _fit_window(options, network, device)
+        encoder, batch_s = FrameEncoder(network, options, limits=limits), _batch_s(options, network, device)
+    return LoadedModel(
+        encoder=encoder,
+        window_samples=None if options.record_frames is None else options.record_frames * network.hop_samples,
+        batch_s=batch_s,
+        model_config={"pretrained_name": Path(name).name if Path(name).is_dir() else name},
+        notes=() if settings.is_discrete else (f"{name} is a codec: its tokens are stored",),
+    )
+
+
+def tiny_digest() -> str:
+    """Digest of the embedded weights."""
+    with as_file(files("woodshed.assets") / "woodshed-tiny.safetensors") as path:
+        return file_digest(str(path))
+
+
+def load_synthesiser(settings: EncodeSettings, device: torch.device) -> Synthesiser | ClipNetwork:
+    """The decoder that belongs to what these settings encoded.
+
+    Raises:
+        ModelError: the model cannot be loaded, or has no decoder.
+    """
+    name = settings.pretrained_name
+    if name == DEFAULT_MODEL:
+        return load_tiny(settings, device, torch.float32)
+    if name is not None and is_codec(name):
+        return load_codec(name, device=str(device))
+    own = load_own_autoencoder(settings, "both", device, torch.float32)
+    return OobleckModel(own, discrete=settings.is_discrete)

@@ -1,0 +1,156 @@
+"""Threads that decode ahead of the device.
+
+Each thread takes the next item and runs its encoder's `prepare` to the end. What is decoded waits in memory until its
+batch is run. The threads stop when more than a set number of bytes waits, unless the engine is waiting for a piece:
+then they go on, so a piece that is needed late can never block one that is needed now.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from woodshed.audio.clip import file_digest
+from woodshed.contracts import Encoder, Example, Item
+from woodshed.errors import ItemError, StoreError
+
+Ticket = tuple[int, int]
+"""Number of an item among those fed, and number of the piece."""
+
+
+class Feeder:
+    """Hands out the pieces of some items, in any order that roughly follows the items'.
+
+    Use as a context manager: leaving it stops the threads.
+
+    Args:
+        num_threads: 0 decodes in the caller's thread, when a piece is asked for.
+        max_waiting_bytes: decoded audio that may wait; a soft bound (see the module's text).
+    """
+
+    def __init__(
+        self, items: Sequence[Item], encoder: Encoder, *, num_threads: int, max_waiting_bytes: int = 256 * 2**20
+    ) -> None:
+        self._items, self._encoder = items, encoder
+        self._max_bytes = max_waiting_bytes
+        self._ready: dict[Ticket, Example] = {}
+        self._digests: dict[int, str] = {}
+        self._errors: dict[int, BaseException] = {}
+        self._next_item = 0
+        self._waiting_bytes = 0
+        self._wanted = False
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._inline = num_threads == 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
+            for number in range(min(num_threads, len(items)))
+        ]
+
+    def __enter__(self) -> Feeder:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._ready.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            # a thread inside a decoder that hangs cannot be stopped: it is a daemon and is left behind
+            thread.join(timeout=5.0)
+
+    def take(self, item: int, piece: int, *, stopped: Callable[[], bool] = lambda: False) -> Example | None:
+        """The piece, once it is decoded; None when `stopped()` becomes true first.
+
+        Raises:
+            ItemError: the item cannot be decoded. Every later call for it raises the same.
+        """
+        if self._inline:
+            while self._next_item <= item and (item, piece) not in self._ready and item not in self._errors:
+                self._decode(self._claim())
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+            try:
+                while (item, piece) not in self._ready:
+                    if item in self._errors:
+                        raise self._errors[item]
+                    if stopped() or self._stopped:
+                        return None
+                    self._changed.wait(timeout=0.1)
+            finally:
+                self._wanted = False
+            example = self._ready.pop((item, piece))
+            self._waiting_bytes -= _num_bytes(example)
+            self._changed.notify_all()
+            return example
+
+    def digest(self, item: int) -> str:
+        """Content digest of an item of which a piece has been taken."""
+        with self._changed:
+            return self._digests[item]
+
+    def drop(self, item: int) -> None:
+        """Forget an item that has failed: its pieces are not wanted any more."""
+        with self._changed:
+            self._errors.setdefault(item, ItemError("dropped", kind="dropped"))
+            for ticket in [ticket for ticket in self._ready if ticket[0] == item]:
+                self._waiting_bytes -= _num_bytes(self._ready.pop(ticket))
+            self._changed.notify_all()
+
+    def _claim(self) -> int:
+        with self._changed:
+            number = self._next_item
+            self._next_item += 1
+            return number
+
+    def _work(self) -> None:
+        while not self._stopped and (number := self._claim()) < len(self._items):
+            self._decode(number)
+
+    def _decode(self, number: int) -> None:
+        item = self._items[number]
+        try:
+            digest = file_digest(item.path)
+            with self._changed:
+                self._digests[number] = digest
+            for example in self._encoder.prepare(item):
+                if not self._put(number, example):
+                    return
+        except (ItemError, StoreError, OSError, MemoryError) as error:
+            self._fail(number, as_item_error(item, error))
+        except BaseException as error:  # noqa: BLE001 - a defect in a thread must reach the caller, not vanish
+            self._fail(number, error)
+
+    def _put(self, number: int, example: Example) -> bool:
+        with self._changed:
+            while not self._inline and self._waiting_bytes > self._max_bytes and not (self._wanted or self._stopped):
+                self._changed.wait(timeout=1.0)
+            if self._stopped or number in self._errors:
+                return False
+            self._ready[(number, example.index)] = example
+            self._waiting_bytes += _num_bytes(example)
+            self._changed.notify_all()
+            return True
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        with self._changed:
+            self._errors.setdefault(number, error)
+            self._changed.notify_all()
+
+
+def as_item_error(item: Item, error: BaseException) -> BaseException:
+    """What a failure of one item's decoding is called."""
+    if isinstance(error, ItemError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return ItemError(f"{item.relpath} has vanished since it was planned", kind="missing", hint="run again")
+    if isinstance(error, MemoryError):
+        return ItemError(f"{item.relpath} needs more memory to decode than there is", kind="out_of_memory")
+    return ItemError(f"{item.relpath} cannot be read: {error}", kind="unreadable")
+
+
+def _num_bytes(example: Example) -> int:
+    return sum(array.nbytes for array in example.arrays.values())

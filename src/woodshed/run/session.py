@@ -1,0 +1,195 @@
+"""From a source and an open folder to work that is left, and the account of every row.
+
+`plan_folder` reads the folder's earlier plans and its log, sorts the rows of the source against them, and plans what is
+new. `run_plan` writes the plan down, works it off and gives the account.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from woodshed.chance import generator
+from woodshed.contracts import BadRow, Encoder, Item, Json, Observer, Progress, Summary
+from woodshed.run.engine import Annotate, Engine, EngineOptions
+from woodshed.run.plan import Account, PlannedItem, PlanOptions, Unit, make_units, read_rows, unit_from_json
+from woodshed.run.stopping import StopSignals
+from woodshed.store.log import Entry
+from woodshed.store.store import SourceFacts, Store
+
+MAX_FAILURES_LISTED = 100
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """What is left to do, and what every row came to so far."""
+
+    account: Account
+    units: list[Unit]
+    """Earlier units with items that are still to be done, then the new ones."""
+    new_units: int
+    """How many of `units` are new, at the end."""
+    pending: Mapping[str, int]
+    """Ids that are to be done -> position under which that happens."""
+    shard_items: Mapping[int, int]
+
+    @property
+    def num_records(self) -> int:
+        return sum(planned.num_records for planned in self._items())
+
+    @property
+    def audio_s(self) -> float:
+        return sum(planned.item.audio.duration_s for planned in self._items() if planned.item.audio)
+
+    @property
+    def computed_s(self) -> float:
+        """Seconds of audio that the model will see, context and padding included."""
+        return sum(piece.cost_s for planned in self._items() for piece in planned.pieces)
+
+    @property
+    def num_batches(self) -> int:
+        return sum(len(unit.batches) for unit in self.units)
+
+    def is_pending(self, planned: PlannedItem) -> bool:
+        return self.pending.get(planned.item.id) == planned.position
+
+    def _items(self) -> Iterable[PlannedItem]:
+        return (planned for unit in self.units for planned in unit.items if self.is_pending(planned))
+
+
+def plan_folder(
+    rows: Iterable[Item | BadRow],
+    encoder: Encoder,
+    options: PlanOptions,
+    *,
+    entry: Callable[[str], Entry | None],
+    planned_before: Iterable[Json],
+    next_position: int,
+) -> Work:
+    """Sort all rows and plan what is new; nothing is written.
+
+    Args:
+        entry: the folder's log.
+        planned_before: units of earlier plans, as they were written down; read twice if it is a sequence-like plan.
+    """
+    waiting: dict[str, PlannedItem] = {}
+    shard_items: Counter[int] = Counter()
+    num_units, open_lines = 0, []
+    for line in planned_before:
+        num_units += 1
+        shard_items[line["shard"]] += len(line["items"])
+        left = {row["id"] for row in line["items"] if _is_open(row, entry(row["id"]))}
+        if left:
+            open_lines.append(line)
+            waiting |= {planned.item.id: planned for planned in unit_from_json(line, {}).items if planned.item.id in left}
+    account = read_rows(rows, entry, waiting, encoder, options)
+    if options.shuffle_seed is not None:
+        order = generator(options.shuffle_seed, "shuffle").permutation(len(account.new))
+        account.new = [account.new[index] for index in np.asarray(order)]
+    old_units = [unit_from_json(line, account.resumed) for line in open_lines]
+    shard = max(shard_items, default=-1) + 1
+    new_units = make_units(
+        account.new, options, encoder.spec, unit=num_units, position=next_position, shard=shard
+    )
+    for unit in new_units:
+        shard_items[unit.shard] += len(unit.items)
+    pending = {name: waiting[name].position for name in account.resumed}
+    pending |= {planned.item.id: planned.position for unit in new_units for planned in unit.items}
+    return Work(
+        account=account,
+        units=[*old_units, *new_units],
+        new_units=len(new_units),
+        pending=pending,
+        shard_items=shard_items,
+    )
+
+
+def _is_open(row: Mapping[str, Json], entry: Entry | None) -> bool:
+    """Whether the log has nothing on an item since it was planned. Positions only grow."""
+    return entry is None or (entry.position is not None and entry.position < row["position"])
+
+
+def run_plan(
+    work: Work,
+    encoder: Encoder,
+    store: Store,
+    *,
+    options: EngineOptions,
+    observer: Observer,
+    stopped: StopSignals,
+    annotate: Annotate | None = None,
+) -> Summary:
+    """Write the plan down, work it off, and account for every row."""
+    started = time.monotonic()
+    account = work.account
+    if work.new_units:
+        units = work.units[-work.new_units :]
+        last = units[-1].items[-1]
+        store.plan.append((unit.to_json() for unit in units), next_position=last.position + last.num_records)
+    store.expect_shards(work.shard_items)
+    _record_bad_rows(account, store)
+    before = replace(_progress(work, store), elapsed_s=0.0)
+    engine = Engine(
+        encoder, store, options=options, observer=observer, progress=before, stopped=stopped, annotate=annotate
+    )
+    engine.run(work.units, work.is_pending)
+    return _summary(work, store, engine, stopped.name, time.monotonic() - started)
+
+
+def _record_bad_rows(account: Account, store: Store) -> None:
+    """Rows that never became items are in the log as well, so that a folder can be asked what is missing and why."""
+    for failure in account.failures:
+        known = store.entry(failure.id)
+        if known is None or known.status == "done":
+            store.fail(SourceFacts(id=failure.id), kind=failure.kind, reason=failure.reason)
+    for skip in account.skipped:
+        if store.entry(skip.id) is None:
+            store.skip(SourceFacts(id=skip.id), kind=skip.kind, reason=skip.reason)
+
+
+def _progress(work: Work, store: Store) -> Progress:
+    account = work.account
+    return Progress(
+        items_total=account.num_rows - account.num_pending,
+        items_done=account.num_done,
+        items_failed=len(account.failures),
+        items_skipped=len(account.skipped),
+        audio_total_s=store.totals.audio_s + work.audio_s,
+        audio_done_s=store.totals.audio_s,
+        audio_now_s=0.0,
+        elapsed_s=0.0,
+    )
+
+
+def _summary(work: Work, store: Store, engine: Engine, stopped_by: str | None, elapsed_s: float) -> Summary:
+    account, totals = work.account, store.totals
+    failures = [*account.failures, *engine.failures]
+    skipped = len(account.skipped) + engine.num_skipped
+    done = account.num_done + engine.num_done
+    notes = []
+    if account.changed:
+        notes.append(f"{len(account.changed)} items were encoded again because their source has changed")
+    if engine.num_splits:
+        notes.append(f"memory ran out {engine.num_splits} times; batches were split, nothing was lost")
+    return Summary(
+        output=str(store.folder),
+        num_rows=account.num_rows,
+        num_done=done,
+        num_failed=len(failures),
+        num_skipped=skipped,
+        num_pending=account.num_rows - done - len(failures) - skipped,
+        num_new=engine.num_done,
+        num_records=totals.num_records,
+        num_silent=totals.num_silent,
+        audio_s=totals.audio_s,
+        elapsed_s=elapsed_s,
+        bytes_written=store.bytes_written,
+        failures=tuple(failures[:MAX_FAILURES_LISTED]),
+        failure_kinds=dict(Counter(failure.kind for failure in failures)),
+        stopped_by=stopped_by,
+        notes=tuple(notes),
+    )

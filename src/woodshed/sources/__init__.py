@@ -1,0 +1,1 @@
+"""Where items come from: folders, stable-audio dataset configs, manifests, single files."""

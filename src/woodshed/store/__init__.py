@@ -1,0 +1,1 @@
+"""The crash-proof output folder: commits, layouts, and reading back."""

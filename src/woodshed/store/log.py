@@ -1,0 +1,256 @@
+"""The commit log: what is known about every item, as the union of sealed segments; the latest word on an item wins.
+
+A segment is `.woodshed/commits/<worker>-<seq>.jsonl`: one line per item, and a footer that names the files to move
+into place (`moves`), the files that the segment makes obsolete (`removes`) and the shards that it completes (`shards`).
+The segment's own appearance is the moment of commit: files lie ready under temporary names before it, and move into
+place after it; whoever opens the folder next finishes the moves of the last segment, should a crash have come between.
+At start-up only the head of a line is parsed, everything up to its records; the rest is read when somebody asks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from woodshed.contracts import Failure, Json
+from woodshed.errors import StoreError
+from woodshed.store.disk import disk_error
+from woodshed.store.entries import Blob, Entry, FileEntry, RecordEntry, ShardEntry, Status, Totals
+from woodshed.store.sealed import unseal
+
+COMMITS = ".woodshed/commits"
+STAGING = ".woodshed/staging"
+TMP = ".woodshed/tmp"
+
+
+_RECORDS = b',"records":'
+"""Ends the head of a line. Inside a JSON string the quotes would be escaped, and no key before it has this name."""
+_OPEN_SEGMENTS = 64
+_STATUS: tuple[Status, ...] = ("done", "failed", "skipped")
+_ABSENT = -1
+_DIGEST = re.compile(r"xxh3_128:[0-9a-f]{32}")
+_FIXED = struct.Struct("<BBqqqiiqiqdIQ")
+"""Status, digest form, size, mtime, position, shard, num_records, num_samples, num_silent, num_bytes, audio_s,
+segment, offset. A million entries as objects would need a gigabyte."""
+
+
+class CommitLog:
+    """All committed segments of one folder, indexed by item; about 350 bytes of memory per item.
+
+    Raises:
+        StoreError: a committed segment is damaged or unreadable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.totals = Totals()
+        self.shards: dict[int, ShardEntry] = {}
+        self.next_position = 0
+        self.num_items_by_shard: Counter[int] = Counter()
+        """Items whose latest word names that shard."""
+        self.last_footer: Mapping[str, Json] | None = None
+        self._segments: list[str] = []
+        self._packed: dict[str, bytes] = {}
+        self._reasons: dict[str, tuple[str, str]] = {}
+        self._bodies: dict[str, bytes] = {}
+
+    @classmethod
+    def read(cls, folder: Path, *, only_applied: bool = False) -> CommitLog:
+        """Read every committed segment; with `only_applied`, leave out the last while its files are being moved."""
+        log = cls(folder)
+        names = sorted(committed_segments(folder), key=segment_order)
+        for name in names:
+            body, footer = unseal(folder / COMMITS / f"{name}.jsonl")
+            if only_applied and name == names[-1] and any((folder / source).exists() for source, _ in footer["moves"]):
+                break
+            log.add(name, body, footer)
+        return log
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the newest segment; -1 when there is none."""
+        return segment_order(self._segments[-1])[0] if self._segments else -1
+
+    def add(self, name: str, body: bytes, footer: Mapping[str, Json]) -> None:
+        """Take the content of the segment `name`, which must be newer than all before it."""
+        segment = len(self._segments)
+        self.last_footer = footer
+        self._segments.append(name)
+        heads, offsets, start = [], [], 0
+        while start < len(body):
+            end = body.index(b"\n", start)
+            head_end = body.find(_RECORDS, start, end)
+            heads.append(body[start:head_end])
+            offsets.append(start)
+            start = end + 1
+        for head, offset in zip(json.loads(b"[" + b"},".join(heads) + b"}]") if heads else [], offsets, strict=True):
+            self._add_head(head, segment, offset)
+        for shard in footer["shards"]:
+            files = tuple(FileEntry(*file) for file in shard["files"])
+            self.shards[shard["shard"]] = ShardEntry(shard["shard"], segment, shard["num_items"], files)
+
+    def _add_head(self, head: dict[str, Json], segment: int, offset: int) -> None:
+        item_id, status = head["id"], _STATUS.index(head["status"])
+        if item_id in self._packed:
+            self._count(item_id, -1)
+        digests = (head["digest"], head["meta"])
+        short = all(_DIGEST.fullmatch(digest) for digest in digests)
+        position = _ABSENT if head["pos"] is None else head["pos"]
+        shard = _ABSENT if head["shard"] is None else head["shard"]
+        self._packed[item_id] = _FIXED.pack(
+            status, short, head["size"], head["mtime"], position, shard, head["n"], head["samples"], head["silent"],
+            head["bytes"], head["s"], segment, offset,
+        ) + (bytes.fromhex(digests[0][9:] + digests[1][9:]) if short else "\0".join(digests).encode())  # fmt: skip
+        if status:
+            self._reasons[item_id] = (head["kind"], head["reason"])
+        else:
+            self._reasons.pop(item_id, None)
+        self.next_position = max(self.next_position, position + head["n"])
+        self._count(item_id, 1)
+
+    def _count(self, item_id: str, sign: int) -> None:
+        status, _, _, _, _, shard, num_records, _, num_silent, num_bytes, audio_s, _, _ = _FIXED.unpack_from(
+            self._packed[item_id]
+        )
+        totals = self.totals
+        if shard != _ABSENT:
+            self.num_items_by_shard[shard] += sign
+        if status == 0:
+            totals.num_done += sign
+            totals.num_records += sign * num_records
+            totals.num_silent += sign * num_silent
+            totals.num_bytes += sign * num_bytes
+            totals.audio_s += sign * audio_s
+            return
+        if status == 1:
+            totals.num_failed += sign
+            kind = self._reasons[item_id][0]
+            totals.failure_kinds[kind] += sign
+            if totals.failure_kinds[kind] == 0:
+                del totals.failure_kinds[kind]
+        else:
+            totals.num_skipped += sign
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def entry(self, item_id: str) -> Entry | None:
+        """The latest committed word on an item."""
+        packed = self._packed.get(item_id)
+        if packed is None:
+            return None
+        (status, short, size, mtime, position, shard, num_records, num_samples, num_silent, num_bytes, audio_s, _,
+         _) = _FIXED.unpack_from(packed)  # fmt: skip
+        tail = packed[_FIXED.size :]
+        if short:
+            digest, meta_digest = (f"xxh3_128:{part.hex()}" for part in (tail[:16], tail[16:]))
+        else:
+            digest, meta_digest = tail.decode().split("\0")
+        kind, reason = self._reasons.get(item_id, ("", ""))
+        return Entry(
+            id=item_id, status=_STATUS[status], size_bytes=size, mtime_ns=mtime, digest=digest, meta_digest=meta_digest,
+            position=None if position == _ABSENT else position, shard=None if shard == _ABSENT else shard,
+            num_records=num_records, num_samples=num_samples, num_silent=num_silent, num_bytes=num_bytes,
+            audio_s=audio_s, kind=kind, reason=reason,
+        )  # fmt: skip
+
+    def records(self, item_id: str) -> tuple[RecordEntry, ...]:
+        """The records of a committed item, read from its segment."""
+        packed = self._packed[item_id]
+        segment, offset = _FIXED.unpack_from(packed)[-2:]
+        body = self._body(self._segments[segment])
+        line = json.loads(body[offset : body.index(b"\n", offset)])
+        shard = self.shards.get(line["shard"]) if line["shard"] is not None else None
+        in_shard = shard is not None and shard.segment > segment
+        return tuple(
+            RecordEntry(
+                id=item_id,
+                index=index,
+                position=record["pos"],
+                facts=record["facts"],
+                files=tuple(FileEntry(*file) for file in record.get("files", ())),
+                shard=line["shard"] if in_shard else None,
+                blob=Blob(*record["blob"]) if "blob" in record and not in_shard else None,
+            )
+            for index, record in enumerate(line["records"])
+        )
+
+    def _body(self, segment: str) -> bytes:
+        if segment not in self._bodies:
+            if len(self._bodies) >= _OPEN_SEGMENTS:
+                del self._bodies[next(iter(self._bodies))]
+            path = self.folder / COMMITS / f"{segment}.jsonl"
+            try:
+                self._bodies[segment] = path.read_bytes()
+            except OSError as error:
+                raise disk_error("read", path, error) from error
+        return self._bodies[segment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bodies": {}}
+
+    def is_in_shard(self, item_id: str) -> bool:
+        """Whether a complete shard holds the latest records of an item of a packed layout."""
+        unpacked = _FIXED.unpack_from(self._packed[item_id])
+        shard = self.shards.get(unpacked[5])
+        return shard is not None and shard.segment > unpacked[-2]
+
+    def unpacked_items(self) -> Iterator[str]:
+        """Items that have a shard whose files do not hold their latest word yet."""
+        for item_id, packed in self._packed.items():
+            number = _FIXED.unpack_from(packed)[5]
+            if number != _ABSENT and not self.is_in_shard(item_id):
+                yield item_id
+
+    def in_order(self) -> list[str]:
+        """Ids by position in the plan: the same for every history of the folder. Items without position come last."""
+        return sorted(self._packed, key=self._order)
+
+    def _order(self, item_id: str) -> tuple[bool, int, str]:
+        position: int = _FIXED.unpack_from(self._packed[item_id])[4]
+        return (position == _ABSENT, position, item_id)
+
+    def failures(self) -> Iterator[Failure]:
+        """Every failed item with its reason."""
+        for item_id, (kind, reason) in self._reasons.items():
+            if self._packed[item_id][0] == 1:
+                yield Failure(id=item_id, kind=kind, reason=reason)
+
+
+def segment_order(name: str) -> tuple[int, str]:
+    """Age of a segment, from its name.
+
+    >>> sorted(["b-00000001", "a-00000010", "a-00000002"], key=segment_order)
+    ['b-00000001', 'a-00000002', 'a-00000010']
+    """
+    worker, _, seq = name.rpartition("-")
+    return int(seq), worker
+
+
+def committed_segments(folder: Path) -> set[str]:
+    """Names of all committed segments.
+
+    Raises:
+        StoreError: the folder cannot be listed, or holds a file that is not a segment.
+    """
+    try:
+        names = {path.name for path in (folder / COMMITS).iterdir()}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise disk_error("list", folder / COMMITS, error) from error
+    strange = sorted(name for name in names if not re.fullmatch(r"[a-z0-9_]+-\d{8,}\.jsonl", name))
+    if strange:
+        raise StoreError(
+            f"{folder / COMMITS} holds files that are no commit segments: {', '.join(strange[:5])}",
+            hint="move them elsewhere: only Woodshed may write there",
+        )
+    return {name.removesuffix(".jsonl") for name in names}

@@ -1,0 +1,56 @@
+"""The plan log: units of work, written down once and read by every resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from woodshed.contracts import Json
+from woodshed.store.disk import Disk
+from woodshed.store.sealed import seal, to_line, unseal
+
+PLAN = ".woodshed/plan"
+
+
+class Plan:
+    """Units in the order of planning. A batch of new units is one immutable file; nothing is ever changed.
+
+    >>> def costs(plan: Plan) -> list[float]:
+    ...     return [unit["cost_s"] for unit in plan]
+    """
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder, self._disk = folder, disk
+        self._paths = sorted((folder / PLAN).glob("*.jsonl"))
+        footers = [unseal(path)[1] for path in self._paths]
+        self._num_units: int = sum(footer["num_units"] for footer in footers)
+        self.next_position: int = max((footer["next_position"] for footer in footers), default=0)
+        """First position that no unit has taken."""
+
+    def append(self, units: Iterable[Json], *, next_position: int) -> None:
+        """Add units, durably and all or none; `next_position` is the first position that is still free after them.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        lines = [to_line(unit) for unit in units]
+        content = seal(lines, {"num_units": len(lines), "next_position": next_position})
+        path = self._folder / PLAN / f"{len(self._paths):08d}.jsonl"
+        temporary = self._folder / ".woodshed" / "tmp" / f"plan-{path.name}"
+        self._disk.write(temporary, [content])
+        self._disk.sync([temporary])
+        self._disk.rename(temporary, path)
+        self._disk.sync([path.parent])
+        self._paths.append(path)
+        self._num_units += len(lines)
+        self.next_position = max(self.next_position, next_position)
+
+    def __len__(self) -> int:
+        return self._num_units
+
+    def __iter__(self) -> Iterator[Json]:
+        """Units one by one; a file at a time is in memory."""
+        for path in self._paths:
+            for line in unseal(path)[0].splitlines():
+                yield json.loads(line)
