@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from data import RATE_HZ, Clip, load_clips
 from torch import Tensor
 
@@ -24,14 +26,17 @@ from woodshed.audio.distance import log_mel_distance_db, mel_bands, si_sdr_db
 from woodshed.encoders.tiny import ResidualCodebooks, TinyCodec, TinyCodecConfig
 
 CROP_SAMPLES = RATE_HZ
-BATCH = 24
+BATCH = 10
+"""Crops per worker and step."""
 PEAK_RATE = 1.5e-3
 LATENT_NOISE = 0.03
 CODEBOOKS_FROM = 0.1
 """Share of the run after which codebooks are fitted to the latents and trained along."""
-FREEZE_SCALE_FROM = 0.5
+FREEZE_SCALE_FROM = 0.3
 """Share of the run after which the latents' mean and scale no longer move."""
-SNR_WEIGHT = 0.3
+SNR_WEIGHT = 4.0
+CODED_SNR_WEIGHT = 1.0
+"""Decibels on the waveform against decibels on the log-mel spectrum: for the latents, and for the codebooks."""
 WAVEFORM_FIRST = 0.05
 """Share of the run in which the waveform counts most: phases are found then or never."""
 KIND_SHARES = {"speech": 0.44, "music": 0.48, "hits": 0.08}
@@ -62,9 +67,9 @@ class Crops:
         self.bounds = np.cumsum(weights / weights.sum())
 
     def one(self) -> np.ndarray:
-        """One crop with a random speed, direction and bandwidth."""
+        """One crop with a random speed and direction."""
         chance = self.chance
-        speed = float(chance.uniform(0.85, 1.2)) if chance.random() < 0.25 else 1.0
+        speed = float(chance.uniform(0.75, 1.35)) if chance.random() < 0.4 else 1.0
         needed = math.ceil(CROP_SAMPLES * speed) + 8
         source = self.samples[min(int(np.searchsorted(self.bounds, chance.random())), len(self.samples) - 1)]
         start = int(chance.integers(-needed // 8, max(len(source) - needed * 7 // 8, 1)))
@@ -77,19 +82,28 @@ class Crops:
         crop[offset : offset + len(piece)] = piece
         if chance.random() < 0.1:
             crop = crop[::-1]
-        if chance.random() < 0.12:
-            spectrum = np.fft.rfft(crop)
-            hz = np.fft.rfftfreq(CROP_SAMPLES, 1 / RATE_HZ)
-            edge = chance.uniform(3000, 11_000)
-            spectrum *= 1 / (1 + np.exp(np.clip((hz - edge) / 60, -60, 60)))
-            crop = np.fft.irfft(spectrum, CROP_SAMPLES)
-        return crop * chance.choice([-1, 1])
+        return self.other_room(crop) if chance.random() < 0.3 else crop
+
+    def other_room(self, crop: np.ndarray) -> np.ndarray:
+        """Another microphone: a smooth random equaliser, at times a narrower band or some hiss."""
+        chance = self.chance
+        hz = np.fft.rfftfreq(CROP_SAMPLES, 1 / RATE_HZ)
+        gains_db = np.interp(np.log2(hz + 50), np.linspace(5.6, 13.6, 7), chance.normal(0, 5, 7))
+        if chance.random() < 0.35:
+            gains_db = gains_db - np.clip((hz - chance.uniform(3000, 11_000)) / 10, 0, 120)
+        peak = float(np.abs(crop).max())
+        if chance.random() < 0.4:
+            level = float(np.sqrt(np.mean(crop * crop))) * 10 ** (-chance.uniform(15, 50) / 20)
+            crop = crop + level * chance.standard_normal(CROP_SAMPLES, dtype=np.float32)
+        spectrum = np.fft.rfft(crop) * (10 ** (gains_db / 20)).astype(np.float32)
+        crop = np.fft.irfft(spectrum, CROP_SAMPLES)
+        return crop * (peak / max(float(np.abs(crop).max()), 1e-9))
 
     def batch(self, size: int) -> Tensor:
         """`[batch, 1, time]`; a fifth are mixes of two crops, all get a random gain."""
         chance, crops = self.chance, []
         while len(crops) < size:
-            crop = self.one()
+            crop = self.one() * chance.choice([-1, 1])
             if chance.random() < 0.2:
                 crop = crop + self.one() * 10 ** (chance.uniform(-15, 0) / 20)
             peak = float(np.abs(crop).max())
@@ -212,34 +226,38 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate()
         latents = self.latents(audio)
-        num_coded = len(audio) // 2 if self.codebooks_ready else 0
+        num_coded = len(audio) // 3 if self.codebooks_ready else 0
         plain = latents[num_coded:] + LATENT_NOISE * torch.randn_like(latents[num_coded:])
         parts, extra = [plain], {}
         if num_coded:
             coded, extra = self.through_codebooks(latents[:num_coded])
             parts = [coded, plain]
         got = self.decode(torch.cat(parts))
-        other = [256, 512, 2048][self.steps % 3]
         mel = self.losses[1024](audio, got)
         snr = snr_db(audio, got)
         shift = min(max(self.progress / WAVEFORM_FIRST - 1, 0.0), 1.0)
-        mel_weight, snr_weight = 0.1 + 0.9 * shift, 1.0 + (SNR_WEIGHT - 1.0) * shift
-        loss = mel_weight * (mel + 0.4 * self.losses[other](audio, got)) - snr_weight * snr.mean()
+        mel_weight = 0.1 + 0.9 * shift
+        loss = mel_weight * mel - 0.5 * SNR_WEIGHT * snr[num_coded:].mean()
+        if self.steps % 2:
+            # A second resolution every other step, to save time.
+            loss = loss + 0.6 * mel_weight * self.losses[[256, 512, 2048][self.steps // 2 % 3]](audio, got)
         if num_coded:
-            loss = loss + extra["fit"] + 0.5 * extra["commit"]
+            loss = loss + extra["fit"] + 0.3 * extra["commit"] - 0.5 * CODED_SNR_WEIGHT * snr[:num_coded].mean()
         self.codec.zero_grad(set_to_none=True)
         loss.backward()
+        self.share()
         norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), 10.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.steps += 1
-        keep = min(0.999, self.steps / (self.steps + 20))
+        keep = min(0.998, self.steps / (self.steps + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.codec.parameters()), 1 - keep)
             for mine, theirs in zip(self.average.buffers(), self.codec.buffers(), strict=True):
                 mine.copy_(theirs)
         if num_coded and self.steps % 100 == 0 and self.progress < 0.85:
             self.revive_codes(latents.detach())
+            self.follow_first()
         seen = {
             "loss": float(loss.detach()),
             "mel": float(mel.detach()),
@@ -249,6 +267,25 @@ class Trainer:
         if num_coded:
             seen |= {"snr_coded": float(snr[:num_coded].mean().detach()), "fit_all": float(extra["commit"].detach())}
         return seen
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Average over the workers what must stay equal: gradients, the latents' scale, the clock."""
+        tensors = [p.grad for p in self.codec.parameters() if p.grad is not None]
+        tensors += [self.codec.latent_mean, self.codec.latent_std, clock := torch.tensor([self.elapsed_s])]
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        for tensor, mean in zip(
+            tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors]), strict=True
+        ):
+            tensor.copy_(mean.view_as(tensor))
+        self.elapsed_s = float(clock)
+
+    @torch.no_grad()
+    def follow_first(self) -> None:
+        """Take over the first worker's weights, after something that only chance decided."""
+        for tensor in [*self.codec.parameters(), *self.average.parameters()]:
+            dist.broadcast(tensor, 0)
 
     @torch.no_grad()
     def revive_codes(self, latents: Tensor) -> None:
@@ -270,6 +307,7 @@ class Trainer:
         latents = torch.cat([self.latents(crops.batch(BATCH)) for _ in range(20)])
         fit_codebooks(self.codec.codebooks, latents.transpose(1, 2).flatten(0, 1))
         self.average.codebooks.load_state_dict(self.codec.codebooks.state_dict())
+        self.follow_first()
         self.codebooks_ready = True
 
     def state(self) -> dict:
@@ -345,25 +383,18 @@ def save(trainer: Trainer, path: Path) -> None:
     path.with_suffix(".part").replace(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder with the arrays of data.py")
-    parser.add_argument("--minutes", type=float, default=100.0, help="length of the whole run")
-    parser.add_argument("--run", default="run", help="name of the run's folder under --work")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def work_on(rank: int, args: argparse.Namespace) -> None:
+    """One worker's share of the run; the first one also measures, logs and saves."""
+    torch.set_num_threads(1)
     folder = args.work / args.run
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
-
+    dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/meet", rank=rank, world_size=args.workers)
     clips = load_clips(args.work)
     tests = small_test_set(clips, count=8, samples=4 * RATE_HZ)
     trainer = Trainer(budget_s=args.minutes * 60, seed=args.seed)
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
-    crops = Crops(clips, seed=args.seed + trainer.steps)
+    crops = Crops(clips, seed=args.seed + trainer.steps * args.workers + rank)
     last_save = last_test = last_clock = time.monotonic()
     seen: list[dict[str, float]] = []
     while trainer.progress < 1:
@@ -373,17 +404,38 @@ def main() -> None:
         now = time.monotonic()
         trainer.elapsed_s += min(now - last_clock, 60)
         last_clock = now
+        if rank > 0:
+            continue
         line = {"steps": trainer.steps, "minutes": round(trainer.elapsed_s / 60, 2)}
-        if len(seen) == 100:
+        if len(seen) >= 100:
             means = {key: round(float(np.mean([s[key] for s in seen if key in s])), 3) for key in seen[-1]}
             write_line(log, line | {"lr": trainer.learning_rate()} | means)
             seen.clear()
-        if now - last_test > 360 or trainer.progress >= 1:
+        if now - last_test > 420:
             write_line(log, line | {"test": measure(trainer.average, tests), "live": measure(trainer.codec, tests)})
             last_test = time.monotonic()
-        if now - last_save > 150 or trainer.progress >= 1:
+        if now - last_save > 150:
             save(trainer, checkpoint)
             last_save = time.monotonic()
+    if rank == 0:
+        line = {"steps": trainer.steps, "minutes": round(trainer.elapsed_s / 60, 2)}
+        write_line(log, line | {"test": measure(trainer.average, tests), "live": measure(trainer.codec, tests)})
+        save(trainer, checkpoint)
+    dist.barrier()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder with the arrays of data.py")
+    parser.add_argument("--minutes", type=float, default=100.0, help="length of the whole run")
+    parser.add_argument("--run", default="run", help="name of the run's folder under --work")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, with equal weights")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = args.work / args.run
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "meet").unlink(missing_ok=True)
+    mp.spawn(work_on, args=(args,), nprocs=args.workers)
 
 
 def write_line(log: Path, line: dict) -> None:

@@ -135,6 +135,7 @@ class RecordSpec:
     """For tokens: entries of each codebook, in the order of the `codebook` axis."""
 
 
+@runtime_checkable
 class Joiner(Protocol):
     """Puts the parts of one item together. Parts arrive in the order of the pieces."""
 
@@ -185,6 +186,7 @@ class Place:
     num_records: int
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How committed records lie on disk for the trainer that will read them."""
 
@@ -256,6 +258,7 @@ class Summary:
         return 3 if self.num_failed else 0
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Whoever shows progress."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +85,7 @@ def test_what_libsndfile_does_not_know_goes_to_ffmpeg(
     lag = 1024 if codec == "aac" and format == "adts" else 0  # raw AAC keeps the encoder's delay
     assert np.corrcoef(decoded[0, lag : lag + 60_000], make_music(60_000)[:, 0])[0, 1] > 0.95
     if codec == "alac":
-        assert np.array_equal(decoded[:, :60_000], make_music(60_000).T.astype(np.float32)) or (
-            np.abs(decoded - make_music(60_000).T).max() <= 2**-23
-        )
+        assert np.abs(decoded - make_music(60_000).T).max() <= 2**-22
 
 
 def test_blocks_are_bounded_and_any_block_size_gives_the_same_samples(sound_file: Callable[..., Path]) -> None:
@@ -186,9 +187,7 @@ def test_wav_from_a_pipe_ends_where_the_file_ends(sound_file: Callable[..., Path
 
 @pytest.mark.parametrize("rate_hz", [1_000, 8_000, 192_000, 384_000])
 @pytest.mark.parametrize("num_channels", [1, 8])
-def test_rates_and_channels_within_the_limits(
-    sound_file: Callable[..., Path], rate_hz: int, num_channels: int
-) -> None:
+def test_rates_and_channels_within_the_limits(sound_file: Callable[..., Path], rate_hz: int, num_channels: int) -> None:
     path = sound_file("a.wav", 500, rate_hz=rate_hz, num_channels=num_channels)
     info = probe(str(path))
     assert (info.rate_hz, info.num_channels) == (rate_hz, num_channels)
@@ -209,8 +208,6 @@ def test_names_that_are_not_utf8(tmp_path: Path, sound_file: Callable[..., Path]
 
 
 def test_many_threads_decode_the_same(tmp_path: Path, sound_file: Callable[..., Path]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     bare = tmp_path / "bare.mp3"
     bare.write_bytes(_without_count(sound_file("a.mp3", 60_000).read_bytes(), tmp_path))
     paths = [bare, sound_file("a.flac", 60_000), sound_file("a.ogg", 60_000)] * 4
@@ -221,18 +218,16 @@ def test_many_threads_decode_the_same(tmp_path: Path, sound_file: Callable[..., 
 
 
 def test_a_reader_that_stops_early_leaves_nothing_open(tmp_path: Path, sound_file: Callable[..., Path]) -> None:
-    import threading
-
     bare = tmp_path / "bare.mp3"
     bare.write_bytes(_without_count(sound_file("a.mp3", 44_100 * 20).read_bytes(), tmp_path))
     info = probe(str(bare))
-    before = (threading.active_count(), len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0)
+    descriptors = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+    before = (threading.active_count(), len(list(descriptors.iterdir())))
     for _ in range(5):
         parts = blocks(str(bare), info, block_samples=1000)
         next(parts)
         parts.close()
-    after = (threading.active_count(), len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0)
-    assert after == before
+    assert (threading.active_count(), len(list(descriptors.iterdir()))) == before
 
 
 def test_digest_is_of_the_bytes(tmp_path: Path) -> None:
@@ -251,7 +246,7 @@ def test_limits(sound_file: Callable[..., Path]) -> None:
     for limits, kind in [
         (DecodeLimits(max_duration_s=0.5), "too_long"),
         (DecodeLimits(max_decoded_bytes=1000), "too_large"),
-        (DecodeLimits(max_decoding_s=0), "too_slow"),
+        (DecodeLimits(max_decoding_s=0.0), "too_slow"),
     ]:
         with pytest.raises(AudioError) as caught:
             list(blocks(str(path), info, limits=limits))
@@ -260,9 +255,7 @@ def test_limits(sound_file: Callable[..., Path]) -> None:
         probe(str(path), limits=DecodeLimits(max_duration_s=0.25))
 
 
-def test_an_hour_needs_no_more_memory_than_a_minute(sound_file: Callable[..., Path]) -> None:
-    import tracemalloc
-
+def test_ten_minutes_need_no_more_memory_than_one(sound_file: Callable[..., Path]) -> None:
     peaks = []
     for minutes in (1, 10):
         path = sound_file(f"{minutes}.flac", 8_000 * 60 * minutes, rate_hz=8_000, num_channels=1)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from woodshed.cli.doctor import EXTRAS, Finding, diagnosis_lines, installed_version
 from woodshed.cli.progress import Pace, PlainObserver, QuietObserver, RichObserver, watcher
@@ -23,9 +24,9 @@ from woodshed.jobs.report import (
 
 HALFWAY = Progress(
     items_total=10, items_done=4, items_failed=1, items_skipped=0,
-    audio_total_s=7200, audio_done_s=3600, audio_now_s=1800, elapsed_s=60,
+    audio_total_s=7200.0, audio_done_s=3600.0, audio_now_s=1800.0, elapsed_s=60.0,
 )  # fmt: skip
-OVER = replace(HALFWAY, items_done=9, audio_done_s=7200, audio_now_s=5400, elapsed_s=180)
+OVER = replace(HALFWAY, items_done=9, audio_done_s=7200.0, audio_now_s=5400.0, elapsed_s=180.0)
 SUMMARY = Summary(
     output="my out", num_rows=20, num_done=6, num_failed=14, num_skipped=0, num_pending=0, num_new=6, num_records=9,
     num_silent=2, audio_s=90.0, elapsed_s=3.0, bytes_written=2**20,
@@ -63,7 +64,7 @@ DEMO = DemoReport(
 
 def shown(report: Report) -> str:
     stream = io.StringIO()
-    show(report, stream)
+    show(report, Console(file=stream))
     return stream.getvalue()
 
 
@@ -80,7 +81,7 @@ def test_pace_before_anything_is_done() -> None:
 
 def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
     stream, now_s = io.StringIO(), [0.0]
-    observer = PlainObserver(stream, every_s=5.0, now_s=lambda: now_s[0])
+    observer = PlainObserver(Console(file=stream), every_s=5.0, now_s=lambda: now_s[0])
     for done, at_s in ((1, 0.0), (2, 1.0), (3, 4.9), (4, 5.0), (5, 6.0)):
         now_s[0] = at_s
         observer.progress(replace(HALFWAY, items_done=done))
@@ -90,8 +91,8 @@ def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
 
 
 def test_the_observer_suits_the_stream() -> None:
-    assert isinstance(watcher(io.StringIO(), is_quiet=False), PlainObserver)
-    assert isinstance(watcher(io.StringIO(), is_quiet=True), QuietObserver)
+    assert isinstance(watcher(Console(file=io.StringIO()), is_quiet=False), PlainObserver)
+    assert isinstance(watcher(Console(file=io.StringIO()), is_quiet=True), QuietObserver)
 
 
 def test_bars_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_bars_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    observer = watcher(stream, is_quiet=False)
+    observer = watcher(Console(file=stream), is_quiet=False)
     assert isinstance(observer, RichObserver)
     with observer:
         observer.progress(replace(HALFWAY, audio_total_s=0.0, audio_done_s=0.0))

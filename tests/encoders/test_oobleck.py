@@ -21,7 +21,6 @@ from woodshed.encoders.oobleck import (
     fold,
     folded_name,
 )
-from woodshed.encoders.reach import encoder_stages, length_after
 from woodshed.errors import ModelError
 
 
@@ -51,18 +50,24 @@ def networks(
 strides = st.lists(st.sampled_from([2, 3, 4, 5, 8]), min_size=1, max_size=3).map(tuple)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     strides=strides,
     audio_channels=st.sampled_from([1, 2, 6]),
     use_snake=st.booleans(),
     final_tanh=st.booleans(),
     nearest=st.booleans(),
-    frames=st.integers(1, 9),
+    frames=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
 def test_networks_equal_the_plain_version(
-    strides: tuple[int, ...], audio_channels: int, use_snake: bool, final_tanh: bool, nearest: bool, frames: int, seed: int
+    strides: tuple[int, ...],
+    audio_channels: int,
+    use_snake: bool,
+    final_tanh: bool,
+    nearest: bool,
+    frames: int,
+    seed: int,
 ) -> None:
     config = model_config(
         strides=strides, c_mults=(1, 2, 3)[: len(strides)], audio_channels=audio_channels, use_snake=use_snake,
@@ -80,27 +85,24 @@ def test_networks_equal_the_plain_version(
         torch.testing.assert_close(sound, plain.decoder(latents), rtol=0, atol=1e-11)
 
 
-@settings(max_examples=60, deadline=None)
-@given(strides=st.lists(st.integers(1, 9), min_size=1, max_size=3), num_samples=st.integers(0, 400))
+@settings(max_examples=25, deadline=None)
+@given(strides=st.lists(st.integers(1, 9), min_size=1, max_size=3), num_samples=st.integers(1, 400))
 def test_the_number_of_frames_is_what_the_convolutions_make(strides: list[int], num_samples: int) -> None:
     with torch.device("meta"):
         shape = OobleckShape(channels=1, c_mults=(1,) * len(strides), strides=tuple(strides), latent_dim=1)
         encoder = OobleckEncoder(shape)
         expected = encoder.num_frames(num_samples)
-        if num_samples and all(
-            length_after(stage[: i + 1], length_after(sum(encoder_stages(strides)[:n], []), num_samples))
-            for n, stage in enumerate(encoder_stages(strides))
-            for i in range(len(stage))
-        ):
+        if expected:
             assert encoder.layers(torch.empty(1, 2, num_samples)).shape[-1] == expected
         else:
-            assert expected == 0
+            with pytest.raises(RuntimeError):
+                encoder.layers(torch.empty(1, 2, num_samples))
     if min(strides) > 1:
         frames = 1 + num_samples % 20
         assert encoder.num_frames(frames * shape.ratio) == frames
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(strides=strides, tile=st.integers(40, 400), frames=st.integers(3, 60), seed=st.integers(0, 99))
 def test_tiles_give_what_the_whole_gives(strides: tuple[int, ...], tile: int, frames: int, seed: int) -> None:
     config = model_config(strides=strides, c_mults=(1, 2, 3)[: len(strides)])
@@ -112,7 +114,7 @@ def test_tiles_give_what_the_whole_gives(strides: tuple[int, ...], tile: int, fr
         torch.testing.assert_close(encoder(audio), encoder.layers(audio), rtol=0, atol=1e-11)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(strides=strides, kept=st.integers(1, 6), frames=st.integers(20, 40), use_snake=st.booleans())
 def test_chunks_with_the_computed_reach_equal_the_whole(
     strides: tuple[int, ...], kept: int, frames: int, use_snake: bool
@@ -130,7 +132,7 @@ def test_chunks_with_the_computed_reach_equal_the_whole(
             torch.testing.assert_close(part, whole[..., start:stop], rtol=0, atol=1e-10)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(strides=strides, nearest=st.booleans(), kept=st.integers(1, 6), frames=st.integers(24, 40))
 def test_decoded_chunks_with_the_computed_reach_equal_the_whole(
     strides: tuple[int, ...], nearest: bool, kept: int, frames: int

@@ -26,11 +26,14 @@ def steps(draw: st.DrawFn) -> Step:
 def as_network(stack: list[Step]) -> nn.Sequential:
     kinds = {False: nn.Conv1d, True: nn.ConvTranspose1d}
     return nn.Sequential(
-        *(kinds[s.transposed](1, 1, s.kernel, stride=s.stride, dilation=s.dilation, padding=s.padding_left) for s in stack)
+        *(
+            kinds[s.transposed](1, 1, s.kernel, stride=s.stride, dilation=s.dilation, padding=s.padding_left)
+            for s in stack
+        )
     ).double()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(stack=st.lists(steps(), min_size=1, max_size=4), num_samples=st.integers(30, 60), where=st.floats(0, 1))
 def test_length_and_span_are_those_of_the_network(stack: list[Step], num_samples: int, where: float) -> None:
     num_out = length_after(stack, num_samples)
@@ -44,8 +47,8 @@ def test_length_and_span_are_those_of_the_network(stack: list[Step], num_samples
     support = gradient[0, 0].nonzero().flatten()
     first, last = span_of(stack, index, index + 1)
     assert all(first <= i < last for i in support.tolist())
-    if not any(s.transposed or s.stride > s.kernel for s in stack):
-        assert (support[0], support[-1] + 1) == (max(0, first), min(num_samples, last))
+    if first >= 0 and last <= num_samples and not any(s.transposed or s.stride > s.kernel for s in stack):
+        assert (int(support[0]), int(support[-1]) + 1) == (first, last)
 
 
 @pytest.mark.parametrize("strides", [(2, 4, 4, 8, 8), (2, 4, 8, 8), (4, 8, 16), (2,), (3, 5), (5, 3, 2), (7,)])
@@ -64,7 +67,7 @@ def test_the_stable_audio_open_geometry_needs_eight_frames() -> None:
     assert (reach.left_frames, reach.right_frames, reach.hop_samples) == (8, 8, 2048)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(strides=st.lists(st.sampled_from([2, 3, 4, 5]), min_size=1, max_size=3), use_snake=st.booleans())
 def test_random_encoders_pass_their_own_verification(strides: list[int], use_snake: bool) -> None:
     shape = OobleckShape(c_mults=(1,) * len(strides), strides=tuple(strides), use_snake=use_snake, channels=2)
@@ -73,7 +76,7 @@ def test_random_encoders_pass_their_own_verification(strides: list[int], use_sna
 
 def test_a_network_that_looks_further_than_computed_is_refused() -> None:
     wide = nn.Conv1d(1, 1, 4 * 3 + 1, stride=4, padding=6).double()
-    with pytest.raises(ModelError, match="looks 2 frames to the left .* further than the computed 1"):
+    with pytest.raises(ModelError, match=r"looks 2 frames to the left .* further than the computed 1"):
         verify_reach(wide, left_frames=1, right_frames=1, hop_samples=4, channels=1)
     verify_reach(wide, left_frames=2, right_frames=1, hop_samples=4, channels=1)
 
@@ -116,8 +119,9 @@ def test_a_causal_network_looks_only_back() -> None:
             out: Tensor = self.conv(nn.functional.pad(x, (4, 0)))
             return out
 
+    causal = Causal().double()
     with torch.inference_mode():
-        assert probe_reach(Causal().double(), hop_samples=4, channels=1, frames=11) == (1, 0)
+        assert probe_reach(causal, hop_samples=4, channels=1, frames=11) == (1, 0)
 
 
 def test_a_wrong_hop_is_told() -> None:

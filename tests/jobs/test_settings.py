@@ -259,6 +259,7 @@ def test_what_the_model_cannot_give() -> None:
     validate(encode_settings(channels=6), takes_any_channels=True)
     with pytest.raises(UsageError, match="not a multiple"):
         validate(encode_settings(sample_size=100_000))
+    validate(encode_settings(sample_size=100_000, window="whole"))
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ def get_custom_metadata(info, audio):
         raise KeyError("genre")
     if case == "none":
         return None
-    return {"prompt": "p " + str(info["seconds_total"]), "t": torch.ones(2), "n": np.arange(2), "p": pathlib.Path("x/y")}
+    prompt = "p " + str(info["seconds_total"])
+    return {"prompt": prompt, "t": torch.ones(2), "n": np.arange(2), "p": pathlib.Path("x/y")}
 """
 
 
@@ -162,10 +163,9 @@ def test_code_runs_only_when_trusted(folder: Path) -> None:
     (folder / "meta.py").write_text(f"open({str(mark)!r}, 'w').close()")
     with pytest.raises(UsageError) as caught:
         config(folder, {"id": "x", "path": "one", "custom_metadata_module": "meta.py"})
-    assert (
-        "names code to run: datasets[0].custom_metadata_module is 'meta.py' (try: read that file, and if you trust it, add"
-        in (str(caught.value))
-    )
+    message = str(caught.value)
+    assert "names code to run: datasets[0].custom_metadata_module is 'meta.py'" in message
+    assert "(try: read that file, and if you trust it, add --trust-remote-code)" in message
     assert not mark.exists()
 
 

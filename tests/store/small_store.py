@@ -59,13 +59,16 @@ def first_plan() -> list[Job]:
 
 
 def second_plan() -> list[Job]:
-    """Some sources changed: one gives less, one fails now, one works now and moves to a new shard; one is new."""
+    """Some sources changed: two give less, one fails now, one works now and one moved, both to a new shard; one is
+    new. The second shard keeps one record as it is."""
     old = first_plan()
     return [
+        Job(old[3].id, 1, 2, 3, 1),
         Job(old[0].id, 1, 1, 0, 0),
         Job(old[1].id, 1, None, 2, 0),
         Job(old[2].id, 1, 2, 8, 2),
-        *old[3:],
+        Job(old[4].id, 1, 1, 11, 2),
+        old[5],
         Job("clip 6.wav", 0, 1, 10, 2),
     ]
 
@@ -91,17 +94,20 @@ def facts_of(job: Job) -> SourceFacts:
     )  # fmt: skip
 
 
+def place_of(job: Job, index: int) -> Place:
+    return Place(
+        item=item_of(job), digest="xxh3_128:" + "0" * 32, rank=0, position=job.position + index, index=index,
+        num_records=job.num_records or 0,
+    )  # fmt: skip
+
+
 def do(store: Store, job: Job) -> None:
     if job.num_records is None:
         store.fail(facts_of(job), kind="truncated", reason=f"{job.id} ends early")
         return
     with store.item(facts_of(job)) as writer:
         for index in range(job.num_records):
-            place = Place(
-                item=item_of(job), digest="xxh3_128:" + "0" * 32, rank=0, position=job.position + index, index=index,
-                num_records=job.num_records,
-            )  # fmt: skip
-            writer.write(record_of(job, index), place)
+            writer.write(record_of(job, index), place_of(job, index))
         writer.done(audio_s=0.1)
 
 
@@ -122,7 +128,7 @@ def run(
         group_s=1e9, group_bytes=group_bytes,
     ) as store:  # fmt: skip
         if not store.plan:
-            store.plan.append([{"items": len(plan)}], next_position=11)
+            store.plan.append([{"items": len(plan)}], next_position=12)
         store.expect_shards(sizes)
         for job in plan:
             entry = store.entry(job.id)

@@ -24,10 +24,10 @@ CLOCK_SLACK_S = 0.25
 class DecodeLimits:
     """What one file may cost. A small file can hold days of silence, or keep a decoder busy for ever."""
 
-    max_duration_s: float = 24 * 3600
+    max_duration_s: float = 24 * 3600.0
     max_decoded_bytes: int = 64 << 30
     """Of float32 samples, all channels, over the whole file; memory is bounded by the block anyway."""
-    max_decoding_s: float = 3600
+    max_decoding_s: float = 3600.0
     """Time spent in the decoder, looked at after every block; time the caller spends on a block does not count."""
 
 

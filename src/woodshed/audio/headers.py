@@ -96,9 +96,9 @@ def _find_chunk(descriptor: int, file_bytes: int, name: bytes, *, order: ByteOrd
 def _find_wave64_data(descriptor: int, file_bytes: int) -> SoundBytes | None:
     at = 40
     for _ in range(MAX_CHUNKS):
-        chunk = os.pread(descriptor, 24, at)
+        chunk = os.pread(descriptor, 24, min(at, file_bytes))
         size = int.from_bytes(chunk[16:24], "little")
-        if len(chunk) < 24 or size < 24 or at > file_bytes:
+        if len(chunk) < 24 or size < 24:
             return None
         if chunk[:4] == b"data":
             return SoundBytes(at + 24, size - 24)
@@ -109,9 +109,9 @@ def _find_wave64_data(descriptor: int, file_bytes: int) -> SoundBytes | None:
 def _find_caf_data(descriptor: int, file_bytes: int) -> SoundBytes | None:
     at = 8
     for _ in range(MAX_CHUNKS):
-        chunk = os.pread(descriptor, 12, at)
+        chunk = os.pread(descriptor, 12, min(at, file_bytes))
         size = int.from_bytes(chunk[4:12], "big", signed=True)
-        if len(chunk) < 12 or at > file_bytes:
+        if len(chunk) < 12:
             return None
         if chunk[:4] == b"data":
             return SoundBytes(at + 12, None if size < 0 else size)

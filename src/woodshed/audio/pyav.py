@@ -50,6 +50,12 @@ class PyavReader:
         try:
             self._container = self._demux(av, container)
             stream = self._container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioError(
+                    f"{shown(path)} is {container} with a coding that FFmpeg does not know",
+                    kind="unsupported",
+                    hint="convert it to FLAC or WAV first",
+                )
             stream.codec_context.options = STRICT
             stream.codec_context.thread_count = 1
             self._frames = self._container.decode(stream)

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -73,6 +73,7 @@ SNDFILE_UNRECOGNISED, SNDFILE_UNSUPPORTED = 1, 4
 DECODER = f"libsndfile-{soundfile.__libsndfile_version__}"
 
 
+@runtime_checkable
 class Reader(Protocol):
     """A sound file that is being decoded, from the first sample to the last."""
 

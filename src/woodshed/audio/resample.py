@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, TypeAlias, assert_never
+from typing import Literal, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import numpy as np
 import soxr
@@ -21,6 +21,7 @@ ResamplerName: TypeAlias = Literal["soxr", "torchaudio_sinc", "torchaudio_functi
 `torchaudio.functional.resample`: the latter rounds its filter's argument to single precision (up to 5e-6 apart)."""
 
 Block: TypeAlias = Float32[np.ndarray, "channel time"]
+Changed: TypeAlias = Float32[np.ndarray, "channel new_time"]
 
 SOXR_CHUNK_SAMPLES = 1 << 14
 
@@ -33,14 +34,15 @@ SMALL_PRODUCT = 200_000
 """Multiplications in one matrix product: OpenBLAS starts threads above 262,144, and they would fight for the cores."""
 
 
+@runtime_checkable
 class Resampler(Protocol):
     """Takes a signal in blocks of any sizes and gives it back at another rate."""
 
-    def push(self, block: Block) -> Block:
+    def push(self, block: Block) -> Changed:
         """Take the next samples; give back what is ready, perhaps nothing."""
         ...
 
-    def flush(self) -> Block:
+    def flush(self) -> Changed:
         """Give back the rest. In all `resampled_length` samples have come; nothing may be pushed any more."""
         ...
 
@@ -75,10 +77,10 @@ class _Untouched:
     def __init__(self, num_channels: int) -> None:
         self._num_channels = num_channels
 
-    def push(self, block: Block) -> Block:
+    def push(self, block: Block) -> Changed:
         return block
 
-    def flush(self) -> Block:
+    def flush(self) -> Changed:
         return np.zeros((self._num_channels, 0), np.float32)
 
 
@@ -89,11 +91,11 @@ class _Soxr:
         self._pending = np.zeros((0, num_channels), np.float32)
         self._num_in = self._num_out = 0
 
-    def push(self, block: Block) -> Block:
+    def push(self, block: Block) -> Changed:
         self._num_in += block.shape[1]
         return self._process(block.T)
 
-    def _process(self, samples: Float32[np.ndarray, "time channel"]) -> Block:
+    def _process(self, samples: Float32[np.ndarray, "time channel"]) -> Changed:
         # Chunks of one size: the result cannot depend on how the caller cuts the signal.
         joined = np.concatenate([self._pending, samples])
         whole = len(joined) - len(joined) % SOXR_CHUNK_SAMPLES
@@ -106,7 +108,7 @@ class _Soxr:
         self._num_out += out.shape[1]
         return out
 
-    def flush(self) -> Block:
+    def flush(self) -> Changed:
         # libsoxr rounds the length down where we round it up. Silence behind the end makes it give the last sample.
         source_rate_hz, target_rate_hz = self._rates_hz
         behind = np.zeros((-(-source_rate_hz // target_rate_hz) + 1, self._num_channels), np.float32)
@@ -147,7 +149,8 @@ class _SincBank:
         """Outputs of `num_periods` periods (whole batches); `signal` begins `left_samples` before the first."""
         num_groups, _, num_taps, num_phases = self.taps.shape
         windows = np.lib.stride_tricks.sliding_window_view(signal, num_taps)[self.starts[:, :num_periods]]
-        products = np.matmul(windows.reshape(num_groups, -1, self.batch_periods, num_taps), self.taps)
+        with np.errstate(over="ignore", invalid="ignore"):  # only values near the limit of float32; no number results
+            products = np.matmul(windows.reshape(num_groups, -1, self.batch_periods, num_taps), self.taps)
         by_period = products.transpose(1, 2, 0, 3).reshape(num_periods, num_groups * num_phases)
         outputs: np.ndarray = by_period[:, : self.period_outputs].reshape(-1)
         return outputs
@@ -218,7 +221,7 @@ class _Sinc:
         self._buffer = np.zeros((num_channels, bank.left_samples), np.float32)
         self._num_in = self._num_out = 0
 
-    def push(self, block: Block) -> Block:
+    def push(self, block: Block) -> Changed:
         self._num_in += block.shape[1]
         self._buffer = np.concatenate([self._buffer, block], axis=1)
         tiles = []
@@ -226,7 +229,7 @@ class _Sinc:
             tiles.append(self._next_tile(self._bank.tile_periods))
         return self._joined(tiles)
 
-    def flush(self) -> Block:
+    def flush(self) -> Changed:
         bank, tiles = self._bank, []
         wanted = -(-self._num_in * bank.period_outputs // bank.period_inputs) - self._num_out
         missing = wanted
@@ -239,12 +242,12 @@ class _Sinc:
             missing -= tiles[-1].shape[1]
         return self._joined(tiles)[:, :wanted]
 
-    def _next_tile(self, num_periods: int) -> Block:
+    def _next_tile(self, num_periods: int) -> Changed:
         span = self._bank.span_samples(num_periods)
         tile = np.stack([self._bank.apply(channel[:span], num_periods) for channel in self._buffer])
         self._buffer = self._buffer[:, num_periods * self._bank.period_inputs :]
         self._num_out += tile.shape[1]
         return tile
 
-    def _joined(self, tiles: list[Block]) -> Block:
+    def _joined(self, tiles: list[Float32[np.ndarray, "channel _tile"]]) -> Changed:
         return np.concatenate([np.zeros((len(self._buffer), 0), np.float32), *tiles], axis=1)

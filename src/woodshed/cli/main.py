@@ -178,13 +178,15 @@ def _run_command(command: Command, argv: list[str]) -> int:
     # With --json, stdout holds the JSON and nothing that a library or a custom metadata module prints.
     with redirect_stdout(sys.stderr) if given.json else nullcontext():
         report = _call_job(command, settings, is_quiet=given.quiet)
+    from rich.console import Console
+
     from woodshed.cli.show import show
     from woodshed.jobs.report import to_json
 
     if given.json:
         print(json.dumps(to_json(report), indent=2))
     elif not given.quiet:
-        show(report, sys.stdout)
+        show(report, Console(file=sys.stdout))
     exit_code: int = report.exit_code
     return exit_code
 
@@ -193,9 +195,11 @@ def _call_job(command: Command, settings: Any, *, is_quiet: bool) -> Any:
     run = import_module(f"woodshed.jobs.{command.name}").run
     if not command.is_watched:
         return run(settings)
+    from rich.console import Console
+
     from woodshed.cli.progress import watcher
 
-    with watcher(sys.stderr, is_quiet=is_quiet) as observer:
+    with watcher(Console(file=sys.stderr), is_quiet=is_quiet) as observer:
         return run(settings, observer=observer)
 
 

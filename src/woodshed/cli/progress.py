@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -79,15 +79,15 @@ class PlainObserver:
     """One line every few seconds, for log files and pipes.
 
     Args:
-        stream: where lines go.
+        console: where lines go.
         every_s: least time between two lines of progress; the last one, when all is done, is always shown.
         now_s: the clock.
     """
 
     def __init__(
-        self, stream: TextIO, *, every_s: float = PLAIN_EVERY_S, now_s: Callable[[], float] = time.monotonic
+        self, console: Console, *, every_s: float = PLAIN_EVERY_S, now_s: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = stream
+        self._console = console
         self._every_s = every_s
         self._now_s = now_s
         self._shown_at_s: float | None = None
@@ -100,7 +100,7 @@ class PlainObserver:
         return None
 
     def message(self, text: str) -> None:
-        print(printable(text), file=self._stream, flush=True)
+        print(printable(text), file=self._console.file, flush=True)
 
     def progress(self, progress: Progress) -> None:
         line = Pace.of(progress).line()
@@ -115,7 +115,7 @@ class PlainObserver:
 class RichObserver:
     """Bars that are redrawn in place."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, console: Console) -> None:
         self._bars = Bars(
             TextColumn("{task.fields[items]} items"),
             BarColumn(),
@@ -123,7 +123,7 @@ class RichObserver:
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[left]} left"),
             TextColumn("[red]{task.fields[trouble]}"),
-            console=Console(file=stream),
+            console=console,
             transient=True,
         )
         self._task = self._bars.add_task("", total=None, items="-", audio="-", speed="-", left="-", trouble="")
@@ -155,8 +155,9 @@ class RichObserver:
         )
 
 
-def watcher(stream: TextIO, *, is_quiet: bool) -> Watcher:
-    """The observer that suits a stream."""
+def watcher(console: Console, *, is_quiet: bool) -> Watcher:
+    """The observer that suits a console."""
     if is_quiet:
         return QuietObserver()
-    return RichObserver(stream) if stream.isatty() else PlainObserver(stream)
+    # Not `console.is_terminal`: FORCE_COLOR makes that true for a log file, which bars would fill with escapes.
+    return RichObserver(console) if console.file.isatty() else PlainObserver(console)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -23,11 +21,11 @@ PLAIN_WIDTH = 120
 """Columns where the output is no terminal."""
 
 
-def show(report: Report, stream: TextIO) -> None:
-    """Write a report for people to a stream."""
-    width = shutil.get_terminal_size().columns if stream.isatty() else PLAIN_WIDTH
-    console = Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
-    console.print(_rendered(report))
+def show(report: Report, console: Console) -> None:
+    """Write a report for people; where the console is no terminal, as wide as `PLAIN_WIDTH`."""
+    if not console.file.isatty():
+        console.width = PLAIN_WIDTH
+    console.print(_rendered(report), markup=False, highlight=False, emoji=False)
 
 
 def _rendered(report: Report) -> RenderableType:

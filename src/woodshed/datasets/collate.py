@@ -37,7 +37,7 @@ def collate(items: Sequence[Any]) -> Any:
 
 
 def _stacked(
-    arrays: Sequence[Shaped[Tensor, "row _"]], infos: Sequence[Mapping[str, Any]]
+    arrays: Sequence[Shaped[Tensor, "_ _"]], infos: Sequence[Mapping[str, Any]]
 ) -> Shaped[Tensor, "item row frame"]:
     num_frames = max(array.shape[-1] for array in arrays)
     for array, info in zip(arrays, infos, strict=True):

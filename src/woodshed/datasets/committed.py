@@ -89,5 +89,5 @@ class CommittedFolder:
         return array.T if self._is_transposed else array
 
 
-def _float_frames(array: Shaped[np.ndarray, "row frame"], start: int, stop: int) -> Shaped[Tensor, "row frame"]:
+def _float_frames(array: Shaped[np.ndarray, "row stored"], start: int, stop: int) -> Shaped[Tensor, "row frame"]:
     return torch.from_numpy(np.array(array[:, start:stop], dtype=np.float32, order="C"))

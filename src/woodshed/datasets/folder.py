@@ -214,7 +214,7 @@ class LatentDataset(Dataset[Any]):
         key = (self.epoch, item.name, "moments")
         return torch.from_numpy(normal_frames(item.rows, crop.start, crop.stop, seed=self.view.seed, key=key))
 
-    def _filled(self, frames: Shaped[Tensor, "row frame"], crop: Crop) -> Shaped[Tensor, "row frame"]:
+    def _filled(self, frames: Shaped[Tensor, "row read"], crop: Crop) -> Shaped[Tensor, "row frame"]:
         """Lengthen to what the crop announces, with the folder's silence from its start on, repeated, or zeros."""
         rows, missing = frames.shape[0], crop.num_frames - frames.shape[1]
         if missing == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float32, Shaped
 from torch import Tensor
@@ -33,6 +33,7 @@ class StoredItem:
     """Standard deviation beside a stored mean; `None` where no moments are stored."""
 
 
+@runtime_checkable
 class StoredFolder(Protocol):
     """Windows in a fixed order."""
 

@@ -2,8 +2,8 @@
 
 Three windows: `whole` gives one record per clip, the encode of the clip filled up with zeros to a whole frame. `first`
 gives one record: the first `record_frames` frames' worth of the clip, followed by zeros, as stable-audio-tools'
-`pre_encode.py` encodes it. `tile` gives as many records as the clip needs: consecutive slices of one encode of the clip,
-followed by zeros up to the end of the last slice. All three are computed in windows with exact context and without
+`pre_encode.py` encodes it. `tile` gives as many records as the clip needs: consecutive slices of one encode of the
+clip, followed by zeros up to the end of the last slice. All are computed in windows with exact context, and without
 computing padding (`woodshed.batching.windows`).
 """
 

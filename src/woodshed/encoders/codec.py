@@ -158,10 +158,8 @@ class ClipEncoder:
                 kind="too_long",
                 hint="split the file, raise the limit if memory allows, or use a codec without memory, such as DAC",
             )
-        if network.num_frames(length) < 1:
-            raise ItemError(
-                f"{item.relpath} has {length} samples, fewer than one frame of {network.hop_samples}", kind="too_short"
-            )
+        if network.fills_frames:
+            length = network.num_frames(length) * network.hop_samples
         return [(0, length)]
 
     def _records(self, num_samples: int) -> list[tuple[int, int]]:
@@ -233,16 +231,9 @@ def _check_options(network: ClipNetwork, options: FrameOptions) -> None:
             f" {network.chunks.num_samples / network.rate_hz:g} s, and its frames cannot be cut otherwise",
             hint="use window 'whole'",
         )
-    if network.law != "ceil":
-        raise UsageError(
-            f"window {options.window!r}: this codec makes {network.law}(n / hop) frames, which no record boundary fits",
-            hint="use window 'whole'",
-        )
 
 
-def _frame_peaks(
-    samples: Float[np.ndarray, "channel time"], *, hop: int
-) -> Float[np.ndarray, "1 frame"]:
+def _frame_peaks(samples: Float[np.ndarray, "channel time"], *, hop: int) -> Float[np.ndarray, "1 frame"]:
     """Largest magnitude of each frame's samples, (1, frame): for the silence rule."""
     loudest = np.abs(samples).max(axis=0)
     filled = np.pad(loudest, (0, -len(loudest) % hop))

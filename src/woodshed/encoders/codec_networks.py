@@ -44,19 +44,6 @@ class Chunks:
         return [(start, min(start + self.num_samples, num_samples)) for start in starts]
 
 
-FrameLaw = Literal["ceil", "floor", "floor + 1"]
-"""Frames of n samples: n / hop rounded up, rounded down, or rounded down and one more."""
-
-
-def frames_by_law(num_samples: int, *, hop_samples: int, law: FrameLaw) -> int:
-    """Frames that a network makes of a clip.
-
-    >>> [frames_by_law(101, hop_samples=100, law=law) for law in ("ceil", "floor", "floor + 1")]
-    [2, 1, 2]
-    """
-    return -(-num_samples // hop_samples) if law == "ceil" else num_samples // hop_samples + (law == "floor + 1")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClipNetwork:
     """A codec that must see a whole clip, or a whole chunk: nothing shorter gives the same tokens."""
@@ -65,7 +52,8 @@ class ClipNetwork:
     channels: int
     hop_samples: int
     codebook_sizes: tuple[int, ...]
-    law: FrameLaw
+    fills_frames: bool
+    """True: clips are filled up with zeros to whole frames first, as the class's feature extractor does."""
     chunks: Chunks | None
     has_scales: bool
     """True: each clip (or chunk) is divided by its loudness first; decoding needs that number again."""
@@ -79,7 +67,7 @@ class ClipNetwork:
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of one clip, or of one chunk where audio is cut into chunks."""
-        return frames_by_law(num_samples, hop_samples=self.hop_samples, law=self.law)
+        return -(-num_samples // self.hop_samples)
 
     @torch.inference_mode()
     def encode(
@@ -235,7 +223,7 @@ def _encodec(model: Any, num_codebooks: int | None, fingerprint: dict[str, Json]
         channels=int(config.audio_channels),
         hop_samples=int(config.hop_length),
         codebook_sizes=(int(config.codebook_size),) * count,
-        law="ceil",
+        fills_frames=False,
         chunks=chunks,
         has_scales=bool(config.normalize),
         fingerprint=fingerprint | {"num_codebooks": count},
@@ -256,7 +244,7 @@ def _mimi(model: Any, num_codebooks: int | None, fingerprint: dict[str, Json]) -
         channels=int(config.audio_channels),
         hop_samples=hop,
         codebook_sizes=(int(config.codebook_size),) * count,
-        law="ceil",
+        fills_frames=False,
         chunks=None,
         has_scales=False,
         fingerprint=fingerprint | {"num_codebooks": count},
@@ -268,9 +256,13 @@ def _mimi(model: Any, num_codebooks: int | None, fingerprint: dict[str, Json]) -
 
 
 def _any_codec(model: Any, num_codebooks: int | None, fingerprint: dict[str, Json]) -> ClipNetwork:
-    """A codec that is not known by name: what its class does not say is measured on a few short noises."""
+    """A codec that is not known by name: what its class does not say is measured on a few short noises.
+
+    Between whole frames such classes follow no common law, so clips are filled up to whole frames.
+    """
     config, kind = model.config, type(model).__name__
-    rate, hop, size = (getattr(config, key, None) for key in ("sampling_rate", "hop_length", "codebook_size"))
+    rate = getattr(config, "sampling_rate", getattr(config, "sample_rate", None))
+    hop, size = (getattr(config, key, None) for key in ("hop_length", "codebook_size"))
     if not (isinstance(rate, int) and isinstance(hop, int) and isinstance(size, int)):
         raise ModelError(
             f"the config of {kind} lacks one of sampling_rate, hop_length and codebook_size: it cannot be driven",
@@ -290,14 +282,14 @@ def _any_codec(model: Any, num_codebooks: int | None, fingerprint: dict[str, Jso
         audio: Tensor = model.decode(codes[0]).audio_values
         return audio if audio.ndim == 3 else audio[:, None]
 
-    most, law = _measure(run, kind, channels=channels, hop=hop, device=model.device, dtype=model.dtype)
+    most = _measure(run, kind, channels=channels, hop=hop, device=model.device, dtype=model.dtype)
     count = _num_codebooks(num_codebooks, most=most)
     return ClipNetwork(
         rate_hz=rate,
         channels=channels,
         hop_samples=hop,
         codebook_sizes=(size,) * count,
-        law=law,
+        fills_frames=True,
         chunks=None,
         has_scales=False,
         fingerprint=fingerprint | {"num_codebooks": count},
@@ -317,15 +309,16 @@ def _measure(
     hop: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[int, FrameLaw]:
-    lengths = [20 * hop, 20 * hop + 1, 20 * hop + hop // 2, 21 * hop - 1, 33 * hop]
+) -> int:
+    """Number of codebooks; raises `ModelError` unless whole frames of audio give as many frames of tokens."""
     noise = torch.Generator().manual_seed(0)
-    audio = torch.randn(1, channels, max(lengths), generator=noise).to(device, dtype) * 0.1
-    codes = [run(audio[..., :length])[0] for length in lengths]
-    laws: tuple[FrameLaw, ...] = ("ceil", "floor", "floor + 1")
-    for law in laws:
-        expected = [frames_by_law(length, hop_samples=hop, law=law) for length in lengths]
-        if [made.shape[-1] for made in codes] == expected:
-            return codes[0].shape[1], law
-    counts = ", ".join(f"{length}: {made.shape[-1]}" for length, made in zip(lengths, codes, strict=True))
-    raise ModelError(f"{kind} makes frames by no law that is known (samples: frames) {counts}; its hop is {hop}")
+    for num_frames in (20, 21, 33):
+        audio = 0.1 * torch.randn(1, channels, num_frames * hop, generator=noise)
+        codes = run(audio.to(device, dtype))[0]
+        if codes.shape[-1] != num_frames:
+            raise ModelError(
+                f"{kind} makes {codes.shape[-1]} frames of {num_frames * hop} samples, {num_frames} were"
+                f" expected from its hop of {hop}: it cannot be driven",
+                hint="EncodecModel, DacModel and MimiModel are known to work",
+            )
+    return int(codes.shape[1])

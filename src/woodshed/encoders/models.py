@@ -69,7 +69,10 @@ class OobleckModel:
     @torch.inference_mode()
     def synthesise(self, frames: Mapping[str, Shaped[Tensor, "batch _ frame"]]) -> Float[Tensor, "batch channel time"]:
         own = self.autoencoder
-        moved = {name: value.to(own.device, own.dtype if value.is_floating_point() else None) for name, value in frames.items()}
+        moved = {
+            name: value.to(own.device, own.dtype if value.is_floating_point() else None)
+            for name, value in frames.items()
+        }
         return own.decode(own.bottleneck.synthesise(moved)).float()
 
 
@@ -151,6 +154,8 @@ def decode_blocks(
     reach, hop = model.decode_reach_frames, model.hop_samples
     window = max(2 * reach + 8, round(window_s * model.rate_hz / hop))
     for part in plan_windows(total, total, reach=reach, window=window, quantum=8).windows:
-        cut = {name: torch.from_numpy(np.array(value[None, :, part.start : part.stop])) for name, value in frames.items()}
+        cut = {
+            name: torch.from_numpy(np.array(value[None, :, part.start : part.stop])) for name, value in frames.items()
+        }
         audio = model.synthesise(cut)[0].cpu().numpy()
         yield audio[:, (part.keep_start - part.start) * hop : (part.keep_stop - part.start) * hop]

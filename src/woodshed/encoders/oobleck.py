@@ -288,17 +288,18 @@ class OobleckEncoder(nn.Module):
         return length_after([*chain(*self._stages)], num_samples)
 
     def forward(self, audio: Float[Tensor, "batch channel sample"]) -> Float[Tensor, "batch feature frame"]:
-        """The features of each clip. Fast under `torch.inference_mode()`; with gradients on, plain and differentiable."""
+        """The features of each clip; fast under `torch.inference_mode()`, differentiable when gradients are on."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or audio.device.type != "cpu":
             return cast(Tensor, self.layers(audio))
         return torch.cat([self._encode_clip(audio[i : i + 1]) for i in range(len(audio))])
 
     def _encode_clip(self, x: Tensor) -> Tensor:
-        blocks = [self.layers[: 2], *(self.layers[i : i + 1] for i in range(2, len(self.layers) - 2))]
+        blocks = [self.layers[:2], *(self.layers[i : i + 1] for i in range(2, len(self.layers) - 2))]
         for block, steps, width in zip(blocks, self._stages[:-1], self.shape.widths[:-1], strict=True):
             x = _in_tiles(block, steps, x, tile_samples=max(MIN_TILE_SAMPLES, TILE_ELEMENTS // width))
         return cast(Tensor, self.layers[-2:](x))
 
+    @torch.inference_mode(False)
     def verify_reach(self) -> None:
         """Probe a narrow float64 network of this geometry (widths do not matter) against the computed reach.
 

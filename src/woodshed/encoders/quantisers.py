@@ -77,8 +77,8 @@ class Bottleneck(nn.Module):
         """The decoder's input.
 
         Args:
-            values: tokens (an integer tensor) or latents; or what `analyse` gave, of which `tokens`, `latents` or `mean`
-                is used, the first that is there.
+            values: tokens (an integer tensor) or latents; or what `analyse` gave, of which `tokens`, `latents` or
+                `mean` is used, the first that is there.
             noise: standard normal numbers (batch, noise_dim, frame), for models that decode with noise.
 
         Raises:

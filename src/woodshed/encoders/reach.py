@@ -45,7 +45,7 @@ class Step:
         extent = self.dilation * (self.kernel - 1) + 1
         if self.transposed:
             return max(0, (num_samples - 1) * self.stride - padding + extent) if num_samples > 0 else 0
-        return max(0, (num_samples + padding - extent) // self.stride + 1)
+        return max(0, (num_samples + padding - extent) // self.stride + 1) if num_samples > 0 else 0
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """The inputs that outputs `start..stop-1` depend on, as a half-open range; may pass the ends of the input."""
@@ -189,7 +189,8 @@ def probe_reach(
     generator = torch.Generator().manual_seed(seed)
     left = right = 0
     for probe in range(num_probes):
-        wave = torch.randn(1, channels, frames * hop_samples, dtype=torch.float64, generator=generator)
+        with torch.inference_mode(False):
+            wave = torch.randn(1, channels, frames * hop_samples, dtype=torch.float64, generator=generator)
         # A running statistic or a gate can be flat for one signal: each probe has its own, and its own middle frame.
         frame = min(frames - 1, max(0, frames // 2 + probe - num_probes // 2))
         support = _support(encode, wave, frame, frames, generator)

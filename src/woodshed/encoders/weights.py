@@ -183,5 +183,3 @@ def unready_codebook(tensors: TensorFile) -> str | None:
         if key.endswith("._codebook.initted") and not bool(tensors.read(key).bool().all()):
             return key
     return None
-
-

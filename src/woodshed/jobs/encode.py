@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ class Silent:
 
 
 def encode(
-    input: str | Path | None = None, output: str | Path | None = None, /, *, observer: Observer | None = None, **settings: Any
+    input: str | Path | None = None,
+    output: str | Path | None = None,
+    /,
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
 ) -> Summary:
     """Encode a folder or manifest; the same as `woodshed encode` with these settings.
 
@@ -102,6 +108,8 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
         work = _plan(source, model.encoder, options, store)
         store.render("details.json", _details(settings, source, model))
         store.note(SETTINGS, settings_to_json(settings))
+        left = f"{len(work.pending)} of {work.account.num_rows} items, {work.audio_s / 60:.1f} minutes"
+        observer.message(f"encoding {left}, in {work.num_batches} batches")
         return run_plan(
             work,
             model.encoder,
@@ -158,9 +166,7 @@ def _dry_run(settings: EncodeSettings, source: Source, model: LoadedModel, optio
             source.rows(), encoder, options, entry=log.entry, planned_before=(), next_position=log.next_position
         )
     else:
-        work = plan_folder(
-            source.rows(), encoder, options, entry=lambda _: None, planned_before=(), next_position=0
-        )
+        work = plan_folder(source.rows(), encoder, options, entry=lambda _: None, planned_before=(), next_position=0)
     account = work.account
     duplicates = [skip for skip in account.skipped if skip.kind == "duplicate"]
     planned = [planned for unit in work.units for planned in unit.items]
@@ -234,6 +240,7 @@ def _details(settings: EncodeSettings, source: Source, model: LoadedModel) -> by
         "model_config": dict(model.model_config),
         "dataset_config": source.describe(),
         "sample_size": model.window_samples,
+        "spec": asdict(model.encoder.spec),
         "fingerprint": dict(model.encoder.fingerprint),
         "args": arguments,
         "versions": versions(),

@@ -21,9 +21,8 @@ def settings_to_json(settings: EncodeSettings) -> bytes:
         value = getattr(settings, name)
         plain[name] = None if value is None else str(Path(value).absolute())
     plain["output_path"] = str(Path(settings.output_path).absolute())
-    name = settings.pretrained_name
-    if name is not None and Path(name).is_dir():
-        plain["pretrained_name"] = str(Path(name).absolute())
+    if settings.pretrained_name is not None and Path(settings.pretrained_name).is_dir():
+        plain["pretrained_name"] = str(Path(settings.pretrained_name).absolute())
     return json.dumps(plain, indent=1, ensure_ascii=True).encode() + b"\n"
 
 

@@ -72,7 +72,9 @@ def _inspect_own(reader: Reader, limit: int) -> InspectReport:
 def _inspect_foreign(folder: Path, limit: int) -> InspectReport:
     dataset = open_dataset(folder)
     clock = dataset.clock
-    records, frames, audio_s, silent, size = [], [], 0.0, 0, 0
+    records: list[RecordFacts] = []
+    frames: list[int] = []
+    audio_s, silent, size = 0.0, 0, 0
     for index in range(len(dataset)):
         item = dataset[index]
         info, main = item["info"], item[dataset.kind]

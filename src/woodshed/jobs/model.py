@@ -15,11 +15,11 @@ from woodshed.audio.decode import DecodeLimits
 from woodshed.contracts import Encoder, Json
 from woodshed.encoders.autoencoder import FrameEncoder, FrameModel, FrameOptions
 from woodshed.encoders.checkpoints import Autoencoder, Parts, load_autoencoder
-from woodshed.encoders.codec import ClipEncoder, open_codec
+from woodshed.encoders.codec import ClipEncoder
 from woodshed.encoders.codec_networks import ClipNetwork, load_codec
 from woodshed.encoders.models import OobleckModel, Synthesiser, TinyModel
-from woodshed.encoders.pretrained import load_pretrained
 from woodshed.encoders.oobleck import compile_snake
+from woodshed.encoders.pretrained import load_pretrained
 from woodshed.encoders.tiny import TinyCodecConfig, load_woodshed_tiny
 from woodshed.errors import UsageError
 from woodshed.jobs.settings import DEFAULT_MODEL, EncodeSettings
@@ -90,7 +90,7 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
     if name is not None and is_codec(name):
         return _load_codec(settings, name, device, limits)
     model = _load_frame_model(settings, device)
-    options = _options(settings, model.rate_hz, model.hop_samples, device, crop_at_random=crop_at_random)
+    options = _options(settings, model.rate_hz, model.hop_samples, crop_at_random=crop_at_random)
     tokens_last = settings.compat and isinstance(model, OobleckModel) and model.writes_tokens_last
     options = replace(_fit_window(options, model, device), tokens_last=tokens_last)
     return LoadedModel(
@@ -102,13 +102,13 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
     )
 
 
-def _options(
-    settings: EncodeSettings, rate_hz: int, ratio: int, device: torch.device, *, crop_at_random: bool
-) -> FrameOptions:
-    frames = settings.window_samples(rate_hz=rate_hz, ratio=ratio) // ratio
+def _options(settings: EncodeSettings, rate_hz: int, ratio: int, *, crop_at_random: bool) -> FrameOptions:
+    frames = None
+    if settings.window != "whole":
+        frames = settings.window_samples(rate_hz=rate_hz, ratio=ratio) // ratio
     return FrameOptions(
         window=settings.window,
-        record_frames=None if settings.window == "whole" else frames,
+        record_frames=frames,
         latents=settings.latents,
         seed=settings.seed,
         resampler=settings.resampler,
@@ -124,9 +124,7 @@ def _fit_window(options: FrameOptions, model: FrameModel, device: torch.device) 
     """A window in whole quanta, near the device's best length, never so short that context outweighs what is kept."""
     frame_s = model.hop_samples / model.rate_hz
     window = max(round(WINDOW_S[device.type] / frame_s), 6 * model.reach_frames, 4 * QUANTUM_FRAMES)
-    return replace(
-        options, window_frames=-(-window // QUANTUM_FRAMES) * QUANTUM_FRAMES, quantum_frames=QUANTUM_FRAMES
-    )
+    return replace(options, window_frames=-(-window // QUANTUM_FRAMES) * QUANTUM_FRAMES, quantum_frames=QUANTUM_FRAMES)
 
 
 def _batch_s(options: FrameOptions, model: FrameModel, device: torch.device) -> float:
@@ -146,7 +144,8 @@ def _load_frame_model(settings: EncodeSettings, device: torch.device) -> Oobleck
         own.ratio,
         channels=own.audio_channels,
         discrete=bottleneck.kind == "tokens",
-        moments="mean" in bottleneck.analyse(torch.zeros(1, bottleneck.input_dim, 1, dtype=own.dtype, device=own.device)),
+        moments="mean"
+        in bottleneck.analyse(torch.zeros(1, bottleneck.input_dim, 1, dtype=own.dtype, device=own.device)),
     )
     if settings.compile and own.encoder is not None:
         compile_snake(own.encoder)
@@ -213,13 +212,11 @@ def is_codec(name: str) -> bool:
     return isinstance(config, dict) and "model_type" in config and "_class_name" not in config
 
 
-def _load_codec(
-    settings: EncodeSettings, name: str, device: torch.device, limits: DecodeLimits
-) -> LoadedModel:
+def _load_codec(settings: EncodeSettings, name: str, device: torch.device, limits: DecodeLimits) -> LoadedModel:
     network = load_codec(name, device=str(device), dtype=_DTYPES[settings.precision])
     tokens = settings.model_copy(update={"is_discrete": True})
     _check(tokens, network.rate_hz, network.hop_samples, channels=network.channels, discrete=True)
-    options = _options(settings, network.rate_hz, network.hop_samples, device, crop_at_random=False)
+    options = _options(settings, network.rate_hz, network.hop_samples, crop_at_random=False)
     if settings.compat:
         raise UsageError("--compat copies stable-audio-tools, which has no such codec", hint="leave --compat out")
     encoder: ClipEncoder | FrameEncoder

@@ -277,7 +277,8 @@ class EncodeSettings(Settings):
         Raises:
             UsageError: the window does not suit the model, or it cannot give what is asked for.
         """
-        self.window_samples(rate_hz=rate_hz, ratio=ratio)
+        if self.window != "whole":
+            self.window_samples(rate_hz=rate_hz, ratio=ratio)
         if self.is_discrete and not is_discrete_capable:
             raise UsageError(
                 "--is-discrete: this model has no codebooks, so it makes no tokens",

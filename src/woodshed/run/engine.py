@@ -145,10 +145,18 @@ class Engine:
 
     def _encode(self, rows: Sequence[Example], cost_s: float) -> list[Arrays | ItemError]:
         try:
-            return list(self._ceiling.run(self._encoder.encode, rows, cost=cost_s))
+            return [*self._ceiling.run(self._encoder.encode, rows, cost=cost_s)]
         except ItemError:
-            # some row cannot be computed: find out which, and keep the others
-            return [self._encode_alone(row, cost_s) for row in rows]
+            pass
+        # Some row cannot be computed. Find out which, and compute the batch again with a neighbour in its seat: the
+        # others get the bytes that a batch of this shape always gives.
+        alone = [self._encode_alone(row, cost_s) for row in rows]
+        good = [row for row, made in zip(rows, alone, strict=True) if not isinstance(made, ItemError)]
+        if not good:
+            return alone
+        filled = [good[0] if isinstance(made, ItemError) else row for row, made in zip(rows, alone, strict=True)]
+        again = self._ceiling.run(self._encoder.encode, filled, cost=cost_s)
+        return [made if isinstance(made, ItemError) else fresh for made, fresh in zip(alone, again, strict=True)]
 
     def _encode_alone(self, row: Example, cost_s: float) -> Arrays | ItemError:
         try:

@@ -32,7 +32,9 @@ class Ceiling:
         self.num_splits = 0
         self._calm = 0
 
-    def run(self, encode: Callable[[Sequence[Given]], list[Made]], batch: Sequence[Given], *, cost: float) -> list[Made]:
+    def run(
+        self, encode: Callable[[Sequence[Given]], list[Made]], batch: Sequence[Given], *, cost: float
+    ) -> list[Made]:
         """`encode(batch)`, split as memory demands.
 
         Args:
@@ -87,7 +89,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "memory" in text or any(
+    return (type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "memory" in text) or any(
         phrase in text for phrase in ("out of memory", "can't allocate memory", "cudnn_status_alloc_failed")
     )
 

@@ -1,8 +1,8 @@
 """Plan first: every row is read, checked and given its place before anything is decoded.
 
-The plan is cut into *units*: a few hundred items or ten minutes of audio, whichever comes first, with their batches. A unit
-names its items in order, their places in the output and the composition of every batch. It is written down before
-work starts and reused by every resume, worker and machine, so that the same plan gives the same bytes.
+The plan is cut into *units*: a few hundred items or ten minutes of audio, whichever comes first, with their batches.
+A unit names its items in order, their places in the output and the composition of every batch. It is written down
+before work starts and reused by every resume, worker and machine, so that the same plan gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from woodshed.audio.probe import probe
 from woodshed.batching.pack import Batch, BatchLimits, pack
 from woodshed.contracts import AudioInfo, BadRow, Encoder, Failure, Item, Json, Outline, Piece, RecordSpec
 from woodshed.errors import ItemError
-from woodshed.store.log import Entry
+from woodshed.store.store import Entry
 
-UNIT_AUDIO_S = 600.0
-UNIT_ITEMS = 256
 PROBE_ROWS = 512
 """Rows that are probed together: enough to keep the threads busy, few enough to keep memory flat."""
 
@@ -79,6 +77,8 @@ class PlanOptions:
 
     limits: BatchLimits
     ranks: int = 1
+    unit_audio_s: float = 600.0
+    unit_items: int = 256
     shard_bytes: int = 128 * 2**20
     shuffle_seed: int | None = None
     limit_items: int | None = None
@@ -138,7 +138,9 @@ def read_rows(
         fresh: list[Item] = []
         iterator = iter(rows)
         while chunk := list(islice(iterator, PROBE_ROWS)):
-            fresh += [row for row in chunk if _is_new(row, known, planned, options, account)]
+            for row in chunk:
+                if _is_new(row, known, planned, options, account) and isinstance(row, Item):
+                    fresh.append(row)
             if len(fresh) >= PROBE_ROWS:
                 _admit(fresh, pool, encoder, options, account)
                 fresh = []
@@ -238,7 +240,7 @@ def make_units(
     """Give new items their places and cut them into units, counting on from `unit`, `position` and `shard`."""
     units: list[Unit] = []
     shard_bytes = 0
-    for group in _groups(items):
+    for group in _groups(items, options):
         placed = []
         for planned in group:
             placed.append(replace(planned, position=position))
@@ -250,19 +252,17 @@ def make_units(
         number = unit + len(units)
         batches = pack([planned.pieces for planned in placed], options.limits)
         units.append(
-            Unit(
-                number=number, rank=number % options.ranks, shard=shard, items=tuple(placed), batches=tuple(batches)
-            )
+            Unit(number=number, rank=number % options.ranks, shard=shard, items=tuple(placed), batches=tuple(batches))
         )
     return units
 
 
-def _groups(items: Sequence[PlannedItem]) -> Iterator[list[PlannedItem]]:
+def _groups(items: Sequence[PlannedItem], options: PlanOptions) -> Iterator[list[PlannedItem]]:
     group: list[PlannedItem] = []
     cost_s = 0.0
     for planned in items:
         own_s = sum(piece.cost_s for piece in planned.pieces)
-        if group and (len(group) == UNIT_ITEMS or cost_s + own_s > UNIT_AUDIO_S):
+        if group and (len(group) == options.unit_items or cost_s + own_s > options.unit_audio_s):
             yield group
             group, cost_s = [], 0.0
         group.append(planned)

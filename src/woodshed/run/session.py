@@ -18,8 +18,7 @@ from woodshed.contracts import BadRow, Encoder, Item, Json, Observer, Progress, 
 from woodshed.run.engine import Annotate, Engine, EngineOptions
 from woodshed.run.plan import Account, PlannedItem, PlanOptions, Unit, make_units, read_rows, unit_from_json
 from woodshed.run.stopping import StopSignals
-from woodshed.store.log import Entry
-from woodshed.store.store import SourceFacts, Store
+from woodshed.store.store import Entry, SourceFacts, Store
 
 MAX_FAILURES_LISTED = 100
 
@@ -85,16 +84,15 @@ def plan_folder(
         left = {row["id"] for row in line["items"] if _is_open(row, entry(row["id"]))}
         if left:
             open_lines.append(line)
-            waiting |= {planned.item.id: planned for planned in unit_from_json(line, {}).items if planned.item.id in left}
+            seats = unit_from_json(line, {}).items
+            waiting |= {planned.item.id: planned for planned in seats if planned.item.id in left}
     account = read_rows(rows, entry, waiting, encoder, options)
     if options.shuffle_seed is not None:
         order = generator(options.shuffle_seed, "shuffle").permutation(len(account.new))
         account.new = [account.new[index] for index in np.asarray(order)]
     old_units = [unit_from_json(line, account.resumed) for line in open_lines]
     shard = max(shard_items, default=-1) + 1
-    new_units = make_units(
-        account.new, options, encoder.spec, unit=num_units, position=next_position, shard=shard
-    )
+    new_units = make_units(account.new, options, encoder.spec, unit=num_units, position=next_position, shard=shard)
     for unit in new_units:
         shard_items[unit.shard] += len(unit.items)
     pending = {name: waiting[name].position for name in account.resumed}

@@ -58,8 +58,8 @@ class _Listing:
     """Folders and sounds, in order."""
     folders: dict[str, bool] = field(default_factory=dict)
     """Which of the names are folders, and whether by a link."""
-    captioned: set[str] = field(default_factory=set)
-    """Stems that have a sidecar."""
+    sidecars: set[str] = field(default_factory=set)
+    """Names of files that may belong to a sound."""
     is_output: bool = False
 
 
@@ -75,13 +75,17 @@ def read_folders(roots: Sequence[Root], *, exclude: Sequence[str] = ()) -> Itera
     return walk.rows()
 
 
-def file_row(path: str, *, row_id: str, relpath: str, captioned: bool = True) -> Item | BadRow:
-    """The row of one file: its size and time of change, and the metadata beside it."""
+def file_row(path: str, *, row_id: str, relpath: str, sidecars: Sequence[str]) -> Item | BadRow:
+    """The row of one file: its size and time of change, and the metadata beside it.
+
+    Args:
+        sidecars: suffixes of the sidecars that are looked for.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             return BadRow(id=row_id, kind="not_a_file", reason=f"{relpath!r} is not a regular file")
-        meta = read_sidecars(os.path.splitext(path)[0]) if captioned else {}
+        meta = read_sidecars(os.path.splitext(path)[0], sidecars) if sidecars else {}
     except FileNotFoundError:
         return BadRow(id=row_id, kind="missing", reason=f"{relpath!r} does not exist, or is a link to nothing")
     except OSError as error:
@@ -178,12 +182,12 @@ class _Walk:
             listing.folders[name] = entry.is_symlink()
             listing.names.append(name)
             return
-        stem, suffix = os.path.splitext(name)
+        suffix = os.path.splitext(name)[1]
         if suffix in AUDIO_SUFFIXES or suffix.lower() in AUDIO_SUFFIXES:
             listing.names.append(name)
             return
         if suffix in SIDECAR_SUFFIXES:
-            listing.captioned.add(stem)
+            listing.sidecars.add(name)
         if suffix in self.other_suffixes or len(self.other_suffixes) < MAX_SUFFIXES_COUNTED:
             self.other_suffixes[suffix] += 1
 
@@ -194,8 +198,11 @@ class _Walk:
             first = self.first_ids.setdefault(folder.real + name, row_id)
             if first != row_id:
                 return BadRow(id=row_id, kind="duplicate", reason=f"is the same file as {first!r}", skipped=True)
-        captioned = bool(listing.captioned) and os.path.splitext(name)[0] in listing.captioned
-        return file_row(folder.path + name, row_id=row_id, relpath=relpath, captioned=captioned)
+        suffixes: Sequence[str] = ()
+        if listing.sidecars:
+            stem = os.path.splitext(name)[0]
+            suffixes = [suffix for suffix in SIDECAR_SUFFIXES if stem + suffix in listing.sidecars]
+        return file_row(folder.path + name, row_id=row_id, relpath=relpath, sidecars=suffixes)
 
     def _enter(self, folder: _Folder, name: str, *, is_link: bool, prefix: str) -> _Folder | BadRow | None:
         path = folder.path + name

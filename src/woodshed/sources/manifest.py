@@ -35,7 +35,7 @@ def read_manifest(path: str) -> Iterator[Item | BadRow]:
         UsageError: when the file cannot be read, has no rows, or its header lacks a path or repeats a column.
     """
     parse = _json_lines if _suffix(path) in JSON_LINES else _table
-    name, folder = Path(path).name, Path(path).absolute().parent
+    name, folder = Path(path).name, str(Path(path).absolute().parent)
     first_lines: dict[str, int] = {}
     for line, columns in parse(path):
         row = _row(columns, folder=folder, where=f"line {line} of {name}")
@@ -51,18 +51,19 @@ def read_manifest(path: str) -> Iterator[Item | BadRow]:
         raise UsageError(f"the manifest {path} has no rows")
 
 
-def _row(columns: dict[str, Json] | ItemError, *, folder: Path, where: str) -> Item | BadRow:
+def _row(columns: dict[str, Json] | ItemError, *, folder: str, where: str) -> Item | BadRow:
     """The row of one line; its id is empty where the line gives none."""
     if isinstance(columns, ItemError):
         return BadRow(id="", kind=columns.kind, reason=str(columns))
     row_id = ""
     try:
         column, written = _path_cell(columns, where)
-        relpath = os.path.relpath(folder / written, folder).replace(os.sep, "/")
+        path = written if written.startswith("/") else f"{folder}/{written}"
+        relpath = os.path.relpath(path, folder) if path is written else os.path.normpath(written)
         row_id = _id_cell(columns.get("id"), where) or relpath
     except ItemError as error:
         return BadRow(id="", kind=error.kind, reason=str(error))
-    row = file_row(str(folder / written), row_id=row_id, relpath=relpath, captioned=False)
+    row = file_row(path, row_id=row_id, relpath=relpath, sidecars=())
     if isinstance(row, BadRow):
         return replace(row, reason=f"{where}: {row.reason}")
     meta = {key: value for key, value in columns.items() if key not in ("id", column)}

@@ -14,6 +14,7 @@ from woodshed.sources.dataset_config import open_dataset_config
 from woodshed.sources.folder import AUDIO_SUFFIXES, Root, file_row, read_folders
 from woodshed.sources.manifest import SUFFIXES as MANIFEST_SUFFIXES
 from woodshed.sources.manifest import read_manifest
+from woodshed.sources.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from woodshed.sources.source import Source
 
 MAX_NAMES_COMPARED = 10_000
@@ -66,7 +67,7 @@ def open_source(
 
 
 def _one_file(path: Path) -> Iterator[Item | BadRow]:
-    yield file_row(str(path), row_id=path.name, relpath=path.name)
+    yield file_row(str(path), row_id=path.name, relpath=path.name, sidecars=SIDECAR_SUFFIXES)
 
 
 def _check_exists(name: str, *, flag: str) -> None:

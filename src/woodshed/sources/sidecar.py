@@ -7,6 +7,7 @@ The text of the `.txt` file is the `prompt`. The keys of the `.json` object are 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,16 +21,17 @@ CAPTION_KEYS = ("prompt", "caption", "text")
 """Keys that hold a caption; the first one found wins."""
 
 
-def read_sidecars(stem: str) -> dict[str, Json]:
+def read_sidecars(stem: str, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Json]:
     """Metadata from the files beside one sound; empty when there are none.
 
     Args:
         stem: path of the sound without its suffix.
+        suffixes: those of `SUFFIXES` that may exist; fewer save time.
 
     Raises:
         ItemError: of kind `bad_sidecar`, when a file cannot be read, is not UTF-8, or is not a JSON object.
     """
-    texts = {suffix.lower(): text for suffix in reversed(SUFFIXES) if (text := _text(stem + suffix)) is not None}
+    texts = {suffix.lower(): text for suffix in sorted(suffixes) if (text := _text(stem + suffix)) is not None}
     meta: dict[str, Json] = {}
     if ".txt" in texts:
         meta["prompt"] = texts[".txt"].strip()
@@ -71,20 +73,19 @@ def with_prompt(meta: dict[str, Json]) -> dict[str, Json]:
 
 
 def _text(path: str) -> str | None:
-    name = Path(path).name
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             content = file.read(LIMIT_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         return None
     except OSError as error:
-        raise ItemError(f"sidecar {name!r} cannot be read: {error.strerror}", kind="bad_sidecar") from error
+        raise ItemError(f"sidecar {Path(path).name!r} cannot be read: {error.strerror}", kind="bad_sidecar") from error
     if len(content) > LIMIT_BYTES:
-        raise ItemError(f"sidecar {name!r} is larger than {LIMIT_BYTES // 2**20} MiB", kind="bad_sidecar")
+        raise ItemError(f"sidecar {Path(path).name!r} is larger than {LIMIT_BYTES // 2**20} MiB", kind="bad_sidecar")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = f"sidecar {name!r} is not UTF-8 (byte {error.start})"
+        reason = f"sidecar {Path(path).name!r} is not UTF-8 (byte {error.start})"
         raise ItemError(reason, kind="bad_sidecar", hint="save it as UTF-8") from error
 
 

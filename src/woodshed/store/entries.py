@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,6 +128,36 @@ class Totals:
     num_bytes: int = 0
     audio_s: float = 0.0
     failure_kinds: Counter[str] = field(default_factory=Counter)
+
+
+def entry_of(
+    source: SourceFacts,
+    status: Status,
+    records: Sequence[RecordEntry],
+    *,
+    audio_s: float,
+    kind: str = "",
+    reason: str = "",
+) -> Entry:
+    """The word on an item whose records were just written."""
+    num_bytes = sum(file.num_bytes for record in records for file in record.files)
+    return Entry(
+        id=source.id,
+        size_bytes=source.size_bytes,
+        mtime_ns=source.mtime_ns,
+        digest=source.digest,
+        meta_digest=source.meta_digest,
+        position=source.position,
+        shard=source.shard,
+        status=status,
+        num_records=len(records),
+        num_samples=sum(int(record.facts.get("num_samples", 0)) for record in records),
+        num_silent=sum(bool(record.facts.get("silent")) for record in records),
+        num_bytes=num_bytes + sum(record.blob.num_bytes for record in records if record.blob is not None),
+        audio_s=audio_s,
+        kind=kind,
+        reason=reason,
+    )
 
 
 def item_line(entry: Entry, records: list[Json]) -> bytes:

@@ -95,28 +95,27 @@ class CommitLog:
             self.shards[shard["shard"]] = ShardEntry(shard["shard"], segment, shard["num_items"], files)
 
     def _add_head(self, head: dict[str, Json], segment: int, offset: int) -> None:
-        item_id, status = head["id"], _STATUS.index(head["status"])
+        item_id, status, digest, meta_digest = head["id"], _STATUS.index(head["status"]), head["digest"], head["meta"]
         if item_id in self._packed:
-            self._count(item_id, -1)
-        digests = (head["digest"], head["meta"])
-        short = all(_DIGEST.fullmatch(digest) for digest in digests)
+            self._tally(item_id, self._packed[item_id], -1)
+        short = _DIGEST.fullmatch(digest) is not None and _DIGEST.fullmatch(meta_digest) is not None
         position = _ABSENT if head["pos"] is None else head["pos"]
         shard = _ABSENT if head["shard"] is None else head["shard"]
-        self._packed[item_id] = _FIXED.pack(
+        packed = _FIXED.pack(
             status, short, head["size"], head["mtime"], position, shard, head["n"], head["samples"], head["silent"],
             head["bytes"], head["s"], segment, offset,
-        ) + (bytes.fromhex(digests[0][9:] + digests[1][9:]) if short else "\0".join(digests).encode())  # fmt: skip
+        )  # fmt: skip
+        packed += bytes.fromhex(digest[9:] + meta_digest[9:]) if short else f"{digest}\0{meta_digest}".encode()
+        self._packed[item_id] = packed
         if status:
             self._reasons[item_id] = (head["kind"], head["reason"])
         else:
             self._reasons.pop(item_id, None)
         self.next_position = max(self.next_position, position + head["n"])
-        self._count(item_id, 1)
+        self._tally(item_id, packed, 1)
 
-    def _count(self, item_id: str, sign: int) -> None:
-        status, _, _, _, _, shard, num_records, _, num_silent, num_bytes, audio_s, _, _ = _FIXED.unpack_from(
-            self._packed[item_id]
-        )
+    def _tally(self, item_id: str, packed: bytes, sign: int) -> None:
+        status, _, _, _, _, shard, num_records, _, num_silent, num_bytes, audio_s, _, _ = _FIXED.unpack_from(packed)
         totals = self.totals
         if shard != _ABSENT:
             self.num_items_by_shard[shard] += sign
@@ -126,8 +125,7 @@ class CommitLog:
             totals.num_silent += sign * num_silent
             totals.num_bytes += sign * num_bytes
             totals.audio_s += sign * audio_s
-            return
-        if status == 1:
+        elif status == 1:
             totals.num_failed += sign
             kind = self._reasons[item_id][0]
             totals.failure_kinds[kind] += sign
@@ -205,9 +203,10 @@ class CommitLog:
 
     def unpacked_items(self) -> Iterator[str]:
         """Items that have a shard whose files do not hold their latest word yet."""
+        newest = {shard: complete.segment for shard, complete in self.shards.items()}
         for item_id, packed in self._packed.items():
-            number = _FIXED.unpack_from(packed)[5]
-            if number != _ABSENT and not self.is_in_shard(item_id):
+            fields = _FIXED.unpack_from(packed)
+            if fields[5] != _ABSENT and newest.get(fields[5], -1) <= fields[-2]:
                 yield item_id
 
     def in_order(self) -> list[str]:

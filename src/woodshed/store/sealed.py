@@ -17,6 +17,7 @@ from woodshed.errors import StoreError
 from woodshed.store.disk import disk_error
 
 _CHECK_BYTES = len(b'{"xxh3_64":"0123456789abcdef"}\n')
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def to_line(value: Json) -> bytes:
@@ -25,7 +26,7 @@ def to_line(value: Json) -> bytes:
     >>> to_line({"id": "caf\\udce9"})
     b'{"id":"caf\\\\udce9"}'
     """
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def seal(lines: Iterable[bytes], footer: Mapping[str, Json]) -> bytes:

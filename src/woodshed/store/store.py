@@ -27,8 +27,8 @@ from woodshed.store.entries import (
     FileEntry,
     RecordEntry,
     SourceFacts,
-    Status,
     Totals,
+    entry_of,
     item_line,
     record_json,
 )
@@ -160,12 +160,12 @@ class Store:
     def fail(self, source: SourceFacts, *, kind: str, reason: str, audio_s: float = 0.0) -> None:
         """This item gave nothing, and why."""
         self._check()
-        self._settle(_entry(source, "failed", [], audio_s=audio_s, kind=kind, reason=reason), [])
+        self._settle(entry_of(source, "failed", [], audio_s=audio_s, kind=kind, reason=reason), [])
 
     def skip(self, source: SourceFacts, *, kind: str, reason: str, audio_s: float = 0.0) -> None:
         """This item is left out by rule, and which."""
         self._check()
-        self._settle(_entry(source, "skipped", [], audio_s=audio_s, kind=kind, reason=reason), [])
+        self._settle(entry_of(source, "skipped", [], audio_s=audio_s, kind=kind, reason=reason), [])
 
     def expect_shards(self, num_items: Mapping[int, int]) -> None:
         """For packed layouts: how many items of the plan each shard has. A shard is written when all are settled."""
@@ -347,7 +347,7 @@ class ItemWriter:
         assert self._open, "an item is done once"
         self._open = False
         self._store._check()
-        entry = _entry(self._source, "done", self._records, audio_s=audio_s)
+        entry = entry_of(self._source, "done", self._records, audio_s=audio_s)
         self._store._settle(entry, self._records, self._moves)
 
     def __enter__(self) -> Self:
@@ -382,26 +382,3 @@ class _Measured:
             self.num_bytes += len(chunk)
             self.hash.update(chunk)
             yield chunk
-
-
-def _entry(
-    source: SourceFacts,
-    status: Status,
-    records: list[RecordEntry],
-    *,
-    audio_s: float,
-    kind: str = "",
-    reason: str = "",
-) -> Entry:
-    num_bytes = sum(file.num_bytes for record in records for file in record.files)
-    return Entry(
-        **asdict(source),
-        status=status,
-        num_records=len(records),
-        num_samples=sum(int(record.facts.get("num_samples", 0)) for record in records),
-        num_silent=sum(bool(record.facts.get("silent")) for record in records),
-        num_bytes=num_bytes + sum(record.blob.num_bytes for record in records if record.blob is not None),
-        audio_s=audio_s,
-        kind=kind,
-        reason=reason,
-    )
