@@ -11,6 +11,8 @@ import argparse
 import copy
 import json
 import math
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -29,12 +31,12 @@ CROP_SAMPLES = RATE_HZ
 BATCH = 10
 """Crops per worker and step."""
 PEAK_RATE = 1.5e-3
-LATENT_NOISE = 0.03
+LATENT_NOISE = 0.005
 CODEBOOKS_FROM = 0.1
 """Share of the run after which codebooks are fitted to the latents and trained along."""
-FREEZE_SCALE_FROM = 0.3
+FREEZE_SCALE_FROM = 0.9
 """Share of the run after which the latents' mean and scale no longer move."""
-SNR_WEIGHT = 4.0
+SNR_WEIGHT = 8.0
 CODED_SNR_WEIGHT = 1.0
 """Decibels on the waveform against decibels on the log-mel spectrum: for the latents, and for the codebooks."""
 WAVEFORM_FIRST = 0.05
@@ -242,7 +244,7 @@ class Trainer:
             # A second resolution every other step, to save time.
             loss = loss + 0.6 * mel_weight * self.losses[[256, 512, 2048][self.steps // 2 % 3]](audio, got)
         if num_coded:
-            loss = loss + extra["fit"] + 0.3 * extra["commit"] - 0.5 * CODED_SNR_WEIGHT * snr[:num_coded].mean()
+            loss = loss + extra["fit"] + 0.5 * extra["commit"] - 0.5 * CODED_SNR_WEIGHT * snr[:num_coded].mean()
         self.codec.zero_grad(set_to_none=True)
         loss.backward()
         self.share()
@@ -435,7 +437,8 @@ def main() -> None:
     folder = args.work / args.run
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "meet").unlink(missing_ok=True)
-    mp.spawn(work_on, args=(args,), nprocs=args.workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are ended too
+    mp.spawn(work_on, args=(args,), nprocs=args.workers, daemon=True)
 
 
 def write_line(log: Path, line: dict) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import GOLDEN, make_music
+from tests.audio.conftest import GOLDEN, make_music
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import decode_all, write_sound, write_with_ffmpeg
+from tests.audio.conftest import decode_all, write_sound, write_with_ffmpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sound_formats import set_flac_length
+from tests.audio.test_sound_formats import set_flac_length
 
 from woodshed.audio.decode import blocks
 from woodshed.audio.headers import ogg_checksum

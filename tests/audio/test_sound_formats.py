@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import decode_all, make_music, write_sound, write_with_ffmpeg
+from tests.audio.conftest import decode_all, make_music, write_sound, write_with_ffmpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

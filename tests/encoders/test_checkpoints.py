@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_oobleck import PlainAutoencoder, model_config
+from tests.encoders.plain_oobleck import PlainAutoencoder, model_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations

@@ -185,7 +185,7 @@ def test_what_the_encoder_says_of_itself(tmp_path: Path) -> None:
     assert (encoder.spec.kind, encoder.spec.main, encoder.spec.rate_hz) == ("features", "mel", 16_000)
     assert encoder.spec.arrays["mel"].axes == ("mel", "frame")
     assert encoder.spec.arrays["mel"].bytes_per_frame == 160
-    assert encoder.fingerprint["config"]["num_mels"] == 40
+    assert encoder.fingerprint["model"]["config"]["num_mels"] == 40
     assert encoder.fingerprint != LogMel(LogMelConfig(rate_hz=16_000)).fingerprint
     (silent,) = encode_one(encoder, item_of(tmp_path / "s.wav", np.zeros((1, 5000), np.float32)))
     assert silent.meta["silent"] is True

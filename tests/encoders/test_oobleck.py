@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_oobleck import PlainAutoencoder, model_config
+from tests.encoders.plain_oobleck import PlainAutoencoder, model_config
 from torch import Tensor, nn
 
 from woodshed.encoders import oobleck

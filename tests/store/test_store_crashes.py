@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from bad_disks import CountingDisk, Killed, PowerCutDisk
-from small_store import LAYOUTS, Job, check, first_plan, run, second_plan, tree
+from tests.store.bad_disks import CountingDisk, Killed, PowerCutDisk
+from tests.store.small_store import LAYOUTS, Job, check, first_plan, run, second_plan, tree
 
 from woodshed.errors import StoreError
 from woodshed.store.disk import Disk

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_store import LAYOUTS, SPEC, Job, QuickDisk, check, facts_of, item_of, place_of, record_of, run, tree
+from tests.store.small_store import LAYOUTS, SPEC, Job, QuickDisk, check, facts_of, item_of, place_of, record_of, run, tree
 
 from woodshed.contracts import Place, Record
 from woodshed.errors import ItemError, StoreError

@@ -17,7 +17,7 @@ RANGE_DB = 80.0
 """Bands more than this below the reference's loudest band are read as silence, in both sounds."""
 
 
-def si_sdr_db(reference: Float[np.ndarray, " time"], estimate: Float[np.ndarray, " time"]) -> float:
+def si_sdr_db(reference: Float[np.ndarray, "..."], estimate: Float[np.ndarray, "..."]) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (higher is better); means are removed first.
 
     >>> t = np.arange(1000) * 2 * np.pi / 1000
@@ -32,7 +32,7 @@ def si_sdr_db(reference: Float[np.ndarray, " time"], estimate: Float[np.ndarray,
 
 
 def log_mel_distance_db(
-    reference: Float[np.ndarray, " time"], estimate: Float[np.ndarray, " time"], *, rate_hz: int
+    reference: Float[np.ndarray, "..."], estimate: Float[np.ndarray, "..."], *, rate_hz: int
 ) -> float:
     """Mean absolute difference of two 80-band log-mel spectra in dB (lower is better).
 
@@ -81,7 +81,7 @@ def mel_bands(*, rate_hz: int, num_mels: int = NUM_MELS, n_fft: int = N_FFT) -> 
 
 
 def _pair(
-    reference: Float[np.ndarray, " time"], estimate: Float[np.ndarray, " time"]
+    reference: Float[np.ndarray, "..."], estimate: Float[np.ndarray, "..."]
 ) -> tuple[Float[np.ndarray, " time"], Float[np.ndarray, " time"]]:
     if reference.shape != estimate.shape or reference.ndim != 1:
         raise ValueError(

@@ -106,7 +106,9 @@ def _told(error: Exception, *, message: str, hint: str | None, exit_code: int) -
         raise error
     from woodshed.cli.quantities import printable
 
-    print(f"woodshed: error: {printable(message)}", file=sys.stderr)
+    # Line by line: a message may list what differs, and `printable` would show line ends as escapes.
+    lines = "\n".join(printable(line) for line in message.split("\n"))
+    print(f"woodshed: error: {lines}", file=sys.stderr)
     if hint:
         print(f"  try: {printable(hint)}", file=sys.stderr)
     return exit_code

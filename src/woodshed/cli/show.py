@@ -175,7 +175,7 @@ def _demo(report: DemoReport) -> Group:
     ]
     folder = shlex.quote(report.output)
     tries = (
-        f"woodshed inspect {folder}",
+        f"woodshed inspect {folder}/latents",
         "woodshed encode --input MY_SOUNDS --output-path my-latents --dry-run",
         "woodshed encode --input MY_SOUNDS --output-path my-latents",
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ PEAK = "peak"
 """Array that travels beside the network's own: peak of the samples of each frame, for the silence rule."""
 
 
+@runtime_checkable
 class FrameModel(Protocol):
     """A network that turns each `hop_samples` samples into one frame, with a finite reach."""
 

@@ -142,12 +142,10 @@ class LogMel:
 
     @property
     def fingerprint(self) -> Mapping[str, Json]:
+        precision = str(self._dtype).removeprefix("torch.")
         return {
-            "encoder": "logmel",
-            "version": PREPROCESSING_VERSION,
-            "config": asdict(self.config),
-            "resampler": self._resampler,
-            "precision": str(self._dtype).removeprefix("torch."),
+            "model": {"architecture": "logmel", "config": asdict(self.config), "precision": precision},
+            "preprocessing": {"version": PREPROCESSING_VERSION, "resampler": self._resampler},
         }
 
     def outline(self, item: Item) -> Outline:

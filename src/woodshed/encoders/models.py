@@ -7,7 +7,7 @@ same law as encoding: in windows with exact context, so that a long file needs n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -132,6 +132,7 @@ class TinyModel:
         return self.codec.decode(latents).reshape(batch, self.channels, -1).float()
 
 
+@runtime_checkable
 class Synthesiser(Protocol):
     """What decoding needs of a model."""
 

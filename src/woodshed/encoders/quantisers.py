@@ -120,7 +120,9 @@ class Bottleneck(nn.Module):
 _LARGEST = {"uint8": 2**8 - 1, "int16": 2**15 - 1, "int32": 2**31 - 1, "int64": 2**63 - 1}
 
 
-def moments(pre: Features) -> tuple[Features, Features]:
+def moments(
+    pre: Features,
+) -> tuple[Float[Tensor, "batch latent frame"], Float[Tensor, "batch latent frame"]]:
     """Mean and standard deviation, from features that hold means and then scales."""
     mean, scale = pre.chunk(2, dim=1)
     return mean, F.softplus(scale) + LEAST_STD

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from woodshed.audio.write import write_audio
-from woodshed.contracts import Failure, Observer
+from woodshed.contracts import Failure, Observer, Progress
 from woodshed.encoders.codec_networks import ClipNetwork
 from woodshed.encoders.models import Synthesiser, decode_blocks
 from woodshed.errors import UsageError, WoodshedError
@@ -38,9 +38,23 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
     model = load_synthesiser(read_settings(folder), pick_device(settings.device))
     entries = list(_chosen(reader, settings))
     output.mkdir(parents=True, exist_ok=True)
-    files, failures, audio_s = [], [], 0.0
-    for number, entry in enumerate(entries):
-        observer.message(f"decoding {number + 1} of {len(entries)}: {entry.id}")
+    files: list[str] = []
+    failures: list[Failure] = []
+    audio_s = 0.0
+    total_s = sum(entry.audio_s for entry in entries)
+    for entry in entries:
+        observer.progress(
+            Progress(
+                items_total=len(entries),
+                items_done=len(files),
+                items_failed=len(failures),
+                items_skipped=0,
+                audio_total_s=total_s,
+                audio_done_s=audio_s,
+                audio_now_s=audio_s,
+                elapsed_s=time.monotonic() - started,
+            )
+        )
         try:
             name = decoded_name(entry.id, settings.format)
             audio = decode_entry(reader, entry, model)

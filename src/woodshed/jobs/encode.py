@@ -79,13 +79,14 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
     source = open_source(
         None if settings.input is None else str(settings.input),
         None if settings.dataset_config_path is None else str(settings.dataset_config_path),
+        captions=settings.captions,
         trust_remote_code=settings.trust_remote_code,
         exclude=[str(output)],
     )
     for note in source.notes:
         observer.message(note)
     torch.set_num_threads(compute_threads(output))
-    model = load_encoder(settings, crop_at_random=source.describe().get("random_crop", True))
+    model = load_encoder(settings, crop_at_random=source.crops_at_random)
     for note in model.notes:
         observer.message(note)
     options = PlanOptions(
@@ -97,19 +98,14 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
     )
     if settings.dry_run:
         return _dry_run(settings, source, model, options)
-    fingerprint = {**model.encoder.fingerprint, "window_samples": model.window_samples}
-    layout = _layout(settings, model)
-    with (
-        StopSignals() as stopped,
-        Store.open(output, layout=layout, fingerprint=fingerprint, spec=model.encoder.spec) as store,
-    ):
+    with StopSignals() as stopped, open_store(settings, model) as store:
         _write_down_threads(store)
         observer.message(f"planning {settings.input or settings.dataset_config_path}")
-        work = _plan(source, model.encoder, options, store)
+        work = _plan(source, model.encoder, options, store, stopped)
         store.render("details.json", _details(settings, source, model))
         store.note(SETTINGS, settings_to_json(settings))
         left = f"{len(work.pending)} of {work.account.num_rows} items, {work.audio_s / 60:.1f} minutes"
-        observer.message(f"encoding {left}, in {work.num_batches} batches")
+        observer.message(f"encoding {left}, in {work.num_batches} batches" if work.pending else "nothing to encode")
         return run_plan(
             work,
             model.encoder,
@@ -140,14 +136,21 @@ def _write_down_threads(store: Store) -> None:
     store.note("machine.json", json.dumps(content).encode())
 
 
-def _layout(settings: EncodeSettings, model: LoadedModel) -> Layout:
+def open_store(settings: EncodeSettings, model: LoadedModel) -> Store:
+    """The output folder, open for a run with these settings and this model.
+
+    Raises:
+        StoreError: as `Store.open` does.
+    """
     spec = model.encoder.spec
-    if settings.layout == "shards":
-        return Shards(spec=spec)
-    return StableAudio(spec=spec, window_samples=model.window_samples, absolute_paths=settings.compat)
+    layout: Layout = Shards(spec=spec)
+    if settings.layout == "stable_audio":
+        layout = StableAudio(spec=spec, window_samples=model.window_samples, absolute_paths=settings.compat)
+    fingerprint = {**model.encoder.fingerprint, "window_samples": model.window_samples}
+    return Store.open(Path(settings.output_path), layout=layout, fingerprint=fingerprint, spec=spec)
 
 
-def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store) -> Work:
+def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store, stopped: StopSignals) -> Work:
     return plan_folder(
         source.rows(),
         encoder,
@@ -155,6 +158,7 @@ def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store) 
         entry=store.entry,
         planned_before=store.plan,
         next_position=store.next_position,
+        stopped=stopped,
     )
 
 

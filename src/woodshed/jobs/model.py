@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from woodshed.audio.clip import file_digest
 from woodshed.audio.decode import DecodeLimits
@@ -17,12 +20,14 @@ from woodshed.encoders.autoencoder import FrameEncoder, FrameModel, FrameOptions
 from woodshed.encoders.checkpoints import Autoencoder, Parts, load_autoencoder
 from woodshed.encoders.codec import ClipEncoder
 from woodshed.encoders.codec_networks import ClipNetwork, load_codec
+from woodshed.encoders.logmel import LogMel, LogMelConfig
 from woodshed.encoders.models import OobleckModel, Synthesiser, TinyModel
 from woodshed.encoders.oobleck import compile_snake
 from woodshed.encoders.pretrained import load_pretrained
 from woodshed.encoders.tiny import TinyCodecConfig, load_woodshed_tiny
 from woodshed.errors import UsageError
-from woodshed.jobs.settings import DEFAULT_MODEL, EncodeSettings
+from woodshed.jobs.complaints import closest
+from woodshed.jobs.settings import DEFAULT_MODEL, LOGMEL, EncodeSettings
 
 WINDOW_S = {"cpu": 4.0, "cuda": 12.0, "mps": 8.0}
 """Longest window. On a CPU short ones win: activations stay near the caches and no fresh memory is touched."""
@@ -87,8 +92,14 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
         )
     limits = DecodeLimits(max_duration_s=settings.max_file_s)
     name = settings.pretrained_name
+    if name == LOGMEL:
+        return _load_logmel(settings, device, limits)
     if name is not None and is_codec(name):
         return _load_codec(settings, name, device, limits)
+    if settings.model_options:
+        raise UsageError(
+            f"--model-options {' '.join(settings.model_options)}: this model has none", hint="leave it out"
+        )
     model = _load_frame_model(settings, device)
     options = _options(settings, model.rate_hz, model.hop_samples, crop_at_random=crop_at_random)
     tokens_last = settings.compat and isinstance(model, OobleckModel) and model.writes_tokens_last
@@ -212,8 +223,53 @@ def is_codec(name: str) -> bool:
     return isinstance(config, dict) and "model_type" in config and "_class_name" not in config
 
 
+def _load_logmel(settings: EncodeSettings, device: torch.device, limits: DecodeLimits) -> LoadedModel:
+    """Log-mel spectra: one record per file, of any length."""
+    wrong = {"first": settings.window == "first", "is-discrete": settings.is_discrete, "compat": settings.compat}
+    for name, asked in wrong.items():
+        if asked:
+            raise UsageError(f"--pretrained-name {LOGMEL} does not go with {name}", hint="leave it out")
+    options = read_options(settings.model_options, [field.name for field in fields(LogMelConfig)], model=LOGMEL)
+    try:
+        config = TypeAdapter(LogMelConfig).validate_python(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"--model-options {first['loc'][0]}={first['input']}: {first['msg']}") from error
+    encoder = LogMel(config, device=str(device), resampler=settings.resampler, limits=limits)
+    notes = () if settings.window == "whole" else (f"{LOGMEL} gives one record per file",)
+    return LoadedModel(
+        encoder=encoder,
+        window_samples=None,
+        batch_s=BATCH_S[device.type],
+        model_config={"name": LOGMEL, **asdict(config)},
+        notes=notes,
+    )
+
+
+def read_options(texts: Sequence[str], known: Collection[str], *, model: str) -> dict[str, Any]:
+    """`NAME=VALUE` texts as values: numbers, true, false and null as in YAML, and text.
+
+    >>> read_options(["n_fft=2048", "fmax_hz=null"], ["n_fft", "fmax_hz"], model="logmel")
+    {'n_fft': 2048, 'fmax_hz': None}
+
+    Raises:
+        UsageError: not of this form, or an unknown name.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            meant = closest(name, known)
+            raise UsageError(
+                f"--model-options {text}: {model} knows no such option",
+                hint=f"did you mean {meant}=...?" if meant else f"NAME=VALUE of {', '.join(sorted(known))}",
+            )
+        found[name] = yaml.safe_load(value)
+    return found
+
+
 def _load_codec(settings: EncodeSettings, name: str, device: torch.device, limits: DecodeLimits) -> LoadedModel:
-    network = load_codec(name, device=str(device), dtype=_DTYPES[settings.precision])
+    network = load_codec(name, device=str(device), dtype=_DTYPES[settings.precision], **_codec_options(settings, name))
     tokens = settings.model_copy(update={"is_discrete": True})
     _check(tokens, network.rate_hz, network.hop_samples, channels=network.channels, discrete=True)
     options = _options(settings, network.rate_hz, network.hop_samples, crop_at_random=False)
@@ -234,6 +290,10 @@ def _load_codec(settings: EncodeSettings, name: str, device: torch.device, limit
     )
 
 
+def _codec_options(settings: EncodeSettings, name: str) -> dict[str, Any]:
+    return read_options(settings.model_options, ("num_codebooks", "bandwidth_kbps"), model=name)
+
+
 def tiny_digest() -> str:
     """Digest of the embedded weights."""
     with as_file(files("woodshed.assets") / "woodshed-tiny.safetensors") as path:
@@ -247,9 +307,11 @@ def load_synthesiser(settings: EncodeSettings, device: torch.device) -> Synthesi
         ModelError: the model cannot be loaded, or has no decoder.
     """
     name = settings.pretrained_name
+    if name == LOGMEL:
+        raise UsageError("log-mel spectra cannot be decoded: they hold no phase", hint="use a vocoder of your own")
     if name == DEFAULT_MODEL:
         return load_tiny(settings, device, torch.float32)
     if name is not None and is_codec(name):
-        return load_codec(name, device=str(device))
+        return load_codec(name, device=str(device), **_codec_options(settings, name))
     own = load_own_autoencoder(settings, "both", device, torch.float32)
     return OobleckModel(own, discrete=settings.is_discrete)

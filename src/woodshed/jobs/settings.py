@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from woodshed.errors import UsageError
 
 DEFAULT_MODEL = "woodshed-tiny"
+LOGMEL = "logmel"
 MIN_WINDOW_S = 0.02
 MAX_WINDOW_S = 20 * 60.0
 DEFAULT_WINDOW_S = 30.0
@@ -80,7 +81,15 @@ class EncodeSettings(Settings):
     flag_names = {"model_config_path": "model-config", "dataset_config_path": "dataset-config"}
     alternatives = {"dataset_config_path": "input", "input": "dataset_config_path"}
     sections = {
-        "model": ("pretrained_name", "model_config_path", "ckpt_path", "is_discrete", "latents", "channels"),
+        "model": (
+            "pretrained_name",
+            "model_config_path",
+            "ckpt_path",
+            "is_discrete",
+            "latents",
+            "channels",
+            "model_options",
+        ),
         "data": ("input", "dataset_config_path", "captions", "max_file_s", "drop_silence", "resampler", "shuffle"),
         "output": ("output_path", "window", "sample_size", "layout", "ranks", "compat", "seed"),
         "computing": ("device", "precision", "model_half", "compile", "batch_size", "num_workers"),
@@ -90,7 +99,7 @@ class EncodeSettings(Settings):
     pretrained_name: str | None = Field(
         default=None,
         min_length=1,
-        description=f"Model by name: {DEFAULT_MODEL} (embedded), a hub name, or a local folder. "
+        description=f"Model by name: {DEFAULT_MODEL} (embedded), logmel, a hub name, or a local folder. "
         f"Without any model setting it is {DEFAULT_MODEL}.",
     )
     model_config_path: FilePath | None = Field(
@@ -109,6 +118,12 @@ class EncodeSettings(Settings):
         default=None,
         ge=1,
         description="Channels to encode with a model that takes any number of them; unset: as the model prefers.",
+    )
+
+    model_options: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Parameters of a model that has some, as NAME=VALUE: n_fft=2048 num_mels=128 of logmel, "
+        "num_codebooks=8 or bandwidth_kbps=6 of a codec.",
     )
 
     input: FilePath | None = Field(

@@ -62,6 +62,7 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
         rows = open_source(
             None if made.input is None else str(made.input),
             None if made.dataset_config_path is None else str(made.dataset_config_path),
+            captions=made.captions,
             trust_remote_code=made.trust_remote_code,
             exclude=[str(folder)],
         ).rows()
@@ -172,7 +173,9 @@ def _check_again(
     import torch
 
     torch.set_num_threads(compute_threads(reader.folder))
-    model = load_encoder(made.model_copy(update={"device": settings.device}))
+    # As the run did it, which the folder remembers: the data set's config may be out of reach.
+    crops = reader.fingerprint.get("preprocessing", {}).get("random_crop", True)
+    model = load_encoder(made.model_copy(update={"device": settings.device}), crop_at_random=crops)
     names = sorted(items)
     order = generator(settings.seed, "verify").permutation(len(names))[: settings.reencode]
     worst: float | None = None

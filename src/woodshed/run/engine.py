@@ -19,6 +19,7 @@ from woodshed.contracts import Arrays, Encoder, Example, Failure, Item, Joiner, 
 from woodshed.errors import ItemError
 from woodshed.run.feeder import Feeder
 from woodshed.run.memory import Ceiling
+from woodshed.run.patience import STALL_S
 from woodshed.run.plan import PlannedItem, Unit
 from woodshed.store.store import ItemWriter, SourceFacts, Store
 
@@ -34,6 +35,8 @@ class EngineOptions:
 
     num_threads: int = 4
     max_waiting_bytes: int = 256 * 2**20
+    stall_s: float = STALL_S
+    """Time in which a decoder must give its next piece, besides the time to read the file."""
 
 
 @dataclass(slots=True)
@@ -84,9 +87,13 @@ class Engine:
         work = [(unit, [index for index, planned in enumerate(unit.items) if pending(planned)]) for unit in units]
         work = [(unit, open_seats) for unit, open_seats in work if open_seats]
         items = [unit.items[index].item for unit, open_seats in work for index in open_seats]
-        threads = self._options.num_threads
+        options = self._options
         with Feeder(
-            items, self._encoder, num_threads=threads, max_waiting_bytes=self._options.max_waiting_bytes
+            items,
+            self._encoder,
+            num_threads=options.num_threads,
+            max_waiting_bytes=options.max_waiting_bytes,
+            stall_s=options.stall_s,
         ) as feeder:
             first = 0
             for unit, open_seats in work:

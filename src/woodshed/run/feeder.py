@@ -3,16 +3,22 @@
 Each thread takes the next item and runs its encoder's `prepare` to the end. What is decoded waits in memory until its
 batch is run. The threads stop when more than a set number of bytes waits, unless the engine is waiting for a piece:
 then they go on, so a piece that is needed late can never block one that is needed now.
+
+A thread that makes no progress on its item for a set time is left behind and replaced, and the item fails.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from woodshed.audio.clip import file_digest
 from woodshed.contracts import Encoder, Example, Item
 from woodshed.errors import ItemError, StoreError
+from woodshed.run.patience import STALL_S, patience_s, refuse_many_stalled, stalled
+
+JOIN_S = 3.0
 
 Ticket = tuple[int, int]
 """Number of an item among those fed, and number of the piece."""
@@ -24,15 +30,22 @@ class Feeder:
     Use as a context manager: leaving it stops the threads.
 
     Args:
-        num_threads: 0 decodes in the caller's thread, when a piece is asked for.
+        num_threads: 0 decodes in the caller's thread, when a piece is asked for; then nobody watches the time.
         max_waiting_bytes: decoded audio that may wait; a soft bound (see the module's text).
+        stall_s: time in which an item must give its next piece, besides the time to read its file.
     """
 
     def __init__(
-        self, items: Sequence[Item], encoder: Encoder, *, num_threads: int, max_waiting_bytes: int = 256 * 2**20
+        self,
+        items: Sequence[Item],
+        encoder: Encoder,
+        *,
+        num_threads: int,
+        max_waiting_bytes: int = 256 * 2**20,
+        stall_s: float = STALL_S,
     ) -> None:
         self._items, self._encoder = items, encoder
-        self._max_bytes = max_waiting_bytes
+        self._max_bytes, self._stall_s = max_waiting_bytes, stall_s
         self._ready: dict[Ticket, Example] = {}
         self._digests: dict[int, str] = {}
         self._errors: dict[int, BaseException] = {}
@@ -42,30 +55,39 @@ class Feeder:
         self._stopped = False
         self._changed = threading.Condition()
         self._inline = num_threads == 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
-            for number in range(min(num_threads, len(items)))
-        ]
+        self._num_threads = min(num_threads, len(items))
+        self._threads: list[threading.Thread] = []
+        self._busy: dict[int, tuple[float, threading.Thread]] = {}
+        """Items that are being decoded: time of the last progress, and the thread. Waiting for room does not count."""
+        self._left_behind: set[threading.Thread] = set()
 
     def __enter__(self) -> Feeder:
-        for thread in self._threads:
-            thread.start()
+        for _ in range(self._num_threads):
+            self._start_thread()
         return self
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"decode-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._stopped = True
             self._ready.clear()
             self._changed.notify_all()
+        # a thread inside a decoder that hangs cannot be stopped: it is a daemon and is left behind
+        give_up_s = time.monotonic() + JOIN_S
         for thread in self._threads:
-            # a thread inside a decoder that hangs cannot be stopped: it is a daemon and is left behind
-            thread.join(timeout=5.0)
+            if thread not in self._left_behind:
+                thread.join(timeout=max(0.0, give_up_s - time.monotonic()))
 
     def take(self, item: int, piece: int, *, stopped: Callable[[], bool] = lambda: False) -> Example | None:
         """The piece, once it is decoded; None when `stopped()` becomes true first.
 
         Raises:
             ItemError: the item cannot be decoded. Every later call for it raises the same.
+            WoodshedError: so many items hang that their disk must be at fault.
         """
         if self._inline:
             while self._next_item <= item and (item, piece) not in self._ready and item not in self._errors:
@@ -80,6 +102,7 @@ class Feeder:
                     if stopped() or self._stopped:
                         return None
                     self._changed.wait(timeout=0.1)
+                    self._leave_stalled_behind()
             finally:
                 self._wanted = False
             example = self._ready.pop((item, piece))
@@ -107,8 +130,25 @@ class Feeder:
             return number
 
     def _work(self) -> None:
-        while not self._stopped and (number := self._claim()) < len(self._items):
+        me = threading.current_thread()
+        while not self._stopped and me not in self._left_behind and (number := self._claim()) < len(self._items):
+            with self._changed:
+                self._busy[number] = (time.monotonic(), me)
             self._decode(number)
+            with self._changed:
+                self._busy.pop(number, None)
+
+    def _leave_stalled_behind(self) -> None:
+        """Fail the items that make no progress, and put new threads in the place of theirs. Called with the lock."""
+        now_s = time.monotonic()
+        for number, (since_s, thread) in list(self._busy.items()):
+            item = self._items[number]
+            if now_s - since_s > patience_s(item, self._stall_s):
+                del self._busy[number]
+                self._left_behind.add(thread)
+                self._fail(number, stalled(item, now_s - since_s))
+                self._start_thread()
+        refuse_many_stalled(len(self._left_behind))
 
     def _decode(self, number: int) -> None:
         item = self._items[number]
@@ -126,12 +166,14 @@ class Feeder:
 
     def _put(self, number: int, example: Example) -> bool:
         with self._changed:
+            self._busy.pop(number, None)
             while not self._inline and self._waiting_bytes > self._max_bytes and not (self._wanted or self._stopped):
                 self._changed.wait(timeout=1.0)
             if self._stopped or number in self._errors:
                 return False
             self._ready[(number, example.index)] = example
             self._waiting_bytes += _num_bytes(example)
+            self._busy[number] = (time.monotonic(), threading.current_thread())
             self._changed.notify_all()
             return True
 

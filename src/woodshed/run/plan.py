@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from typing import TypeVar
 
 import xxhash
 
@@ -21,10 +21,17 @@ from woodshed.audio.probe import probe
 from woodshed.batching.pack import Batch, BatchLimits, pack
 from woodshed.contracts import AudioInfo, BadRow, Encoder, Failure, Item, Json, Outline, Piece, RecordSpec
 from woodshed.errors import ItemError
+from woodshed.run.patience import STALL_S, BoundedMap, patience_s, stalled
 from woodshed.store.store import Entry
 
 PROBE_ROWS = 512
 """Rows that are probed together: enough to keep the threads busy, few enough to keep memory flat."""
+
+GONE_KINDS = ("missing", "unreadable")
+"""What a bad row is called whose file is out of reach. What was encoded of it before is kept: a disk that is not
+mounted must not cost what is done."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,8 @@ class PlanOptions:
     """Plan at most this many new items; the rest stays for a later run."""
     retry_failed: bool = False
     probe_threads: int = 8
+    stall_s: float = STALL_S
+    """Time in which a header must be read, besides the time to read the file."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,8 +106,6 @@ class Account:
     num_pending: int = 0
     """Beyond a limit."""
     failures: list[Failure] = field(default_factory=list)
-    known_failures: int = 0
-    """Of the failures, those that the log holds already."""
     skipped: list[Failure] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     resumed: dict[str, Item] = field(default_factory=dict)
@@ -106,6 +113,10 @@ class Account:
     new: list[PlannedItem] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     """Ids of items that are done, but whose source has changed: computed again."""
+    gone: list[str] = field(default_factory=list)
+    """Ids of items that are done, and whose source cannot be read any more: they stay done."""
+    is_complete: bool = True
+    """Whether all rows were read."""
 
 
 def meta_digest(meta: Mapping[str, Json]) -> str:
@@ -126,61 +137,145 @@ def read_rows(
     planned: Mapping[str, PlannedItem],
     encoder: Encoder,
     options: PlanOptions,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Account:
     """Sort every row into done, failed, skipped, planned before or new; probe the header of what is new.
 
     Args:
         known: looks an id up in the folder's log.
         planned: items of earlier plans that are not yet done, by id; those that are unchanged keep their place.
+        stopped: when true, reading ends and the account is not complete.
+
+    Raises:
+        WoodshedError: so many files hang that their disk must be at fault.
     """
     account = Account()
-    with ThreadPoolExecutor(options.probe_threads, thread_name_prefix="probe") as pool:
-        fresh: list[Item] = []
-        iterator = iter(rows)
-        while chunk := list(islice(iterator, PROBE_ROWS)):
-            for row in chunk:
-                if _is_new(row, known, planned, options, account) and isinstance(row, Item):
-                    fresh.append(row)
-            if len(fresh) >= PROBE_ROWS:
-                _admit(fresh, pool, encoder, options, account)
-                fresh = []
-        _admit(fresh, pool, encoder, options, account)
+    reading = _Reading(known, planned, encoder, options, account, stopped)
+    iterator = iter(rows)
+    while (chunk := list(islice(iterator, PROBE_ROWS))) and not stopped():
+        for row in chunk:
+            reading.sort_in(row)
+        if len(reading.fresh) >= PROBE_ROWS:
+            reading.admit()
+    reading.admit()
+    account.is_complete = not stopped()
     return account
 
 
-def _is_new(
-    row: Item | BadRow,
-    known: Callable[[str], Entry | None],
-    planned: Mapping[str, PlannedItem],
-    options: PlanOptions,
-    account: Account,
-) -> bool:
-    """Account for one row; True when it has to be probed and planned."""
-    account.num_rows += 1
-    if isinstance(row, BadRow):
+class _Reading:
+    """Rows on their way into an account."""
+
+    def __init__(
+        self,
+        known: Callable[[str], Entry | None],
+        planned: Mapping[str, PlannedItem],
+        encoder: Encoder,
+        options: PlanOptions,
+        account: Account,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._known, self._planned, self._options = known, planned, options
+        self._account, self._stopped = account, stopped
+        self.fresh: list[tuple[Item, Entry | None]] = []
+        """Items to be looked at; with an entry those that may have been touched or copied only."""
+        self._outline = self._bounded(lambda item: _outline(item, encoder))
+        self._digest = self._bounded(_digest)
+
+    def _bounded(self, function: Callable[[Item], T]) -> BoundedMap[Item, T]:
+        options = self._options
+        return BoundedMap(
+            function, num_threads=options.probe_threads, limit_s=lambda item: patience_s(item, options.stall_s)
+        )
+
+    def sort_in(self, row: Item | BadRow) -> None:
+        """Account for one row, or put it with those that are looked at."""
+        account = self._account
+        account.num_rows += 1
+        entry = self._known(row.id)
+        if isinstance(row, BadRow):
+            self._sort_in_bad(row, entry)
+            return
+        before = self._planned.get(row.id)
+        if before is not None and _same_source(before, row):
+            account.resumed[row.id] = row
+        elif entry is None:
+            self.fresh.append((row, None))
+        elif entry.size_bytes != row.size_bytes or entry.meta_digest != meta_digest(row.meta):
+            self._start_anew(row, entry)
+        elif entry.mtime_ns == row.mtime_ns:
+            self._settle(row, entry)
+        else:
+            self.fresh.append((row, entry if entry.digest else None))
+
+    def _sort_in_bad(self, row: BadRow, entry: Entry | None) -> None:
+        account = self._account
+        if entry is not None and entry.status == "done" and row.kind in GONE_KINDS:
+            account.gone.append(row.id)
+            account.num_done += 1
+            return
         target = account.skipped if row.skipped else account.failures
         target.append(Failure(id=row.id, kind=row.kind, reason=row.reason))
-        return False
-    before = planned.get(row.id)
-    if before is not None and _same_source(before, row):
-        account.resumed[row.id] = row
-        return False
-    entry = known(row.id)
-    if entry is None:
-        return True
-    if not _unchanged(entry, row):
+
+    def _start_anew(self, item: Item, entry: Entry) -> None:
         if entry.status == "done":
-            account.changed.append(row.id)
-        return True
-    if entry.status == "done":
-        account.num_done += 1
-        return False
-    if entry.status == "failed" and options.retry_failed:
-        return True
-    account.known_failures += entry.status == "failed"
-    target = account.failures if entry.status == "failed" else account.skipped
-    target.append(Failure(id=row.id, kind=entry.kind, reason=entry.reason))
-    return False
+            self._account.changed.append(item.id)
+        self.fresh.append((item, None))
+
+    def _settle(self, item: Item, entry: Entry) -> None:
+        """The item is as it was when the log spoke of it."""
+        account = self._account
+        if entry.status == "done":
+            account.num_done += 1
+        elif entry.status == "failed" and self._options.retry_failed:
+            self.fresh.append((item, None))
+        else:
+            target = account.failures if entry.status == "failed" else account.skipped
+            target.append(Failure(id=item.id, kind=entry.kind, reason=entry.reason))
+
+    def admit(self) -> None:
+        """Look at what is fresh, and put it into the account in its order."""
+        looked_at, self.fresh = self.fresh, []
+        touched = [item for item, entry in looked_at if entry is not None]
+        digests = dict(zip((item.id for item in touched), self._digest(touched, stopped=self._stopped), strict=True))
+        for item, entry in looked_at:
+            if entry is None:
+                self.fresh.append((item, None))
+            elif digests[item.id] == entry.digest:
+                self._settle(item, entry)
+            elif digests[item.id] is None and entry.status == "done":
+                self._account.gone.append(item.id)
+                self._account.num_done += 1
+            else:
+                self._start_anew(item, entry)
+        items, self.fresh = [item for item, _ in self.fresh], []
+        self._admit_new(items)
+
+    def _admit_new(self, items: Sequence[Item]) -> None:
+        account, room = self._account, len(items)
+        if self._options.limit_items is not None:
+            room = max(0, min(room, self._options.limit_items - len(account.new)))
+            account.num_pending += len(items) - room
+        results = self._outline(items[:room], stopped=self._stopped)
+        if self._stopped():
+            return
+        for item, result in zip(items[:room], results, strict=True):
+            if result is None:
+                result = stalled(item, patience_s(item, self._options.stall_s))
+            if isinstance(result, ItemError):
+                account.failures.append(Failure(id=item.id, kind=result.kind, reason=str(result)))
+                continue
+            info, outline = result
+            account.formats[info.format] += 1
+            account.new.append(
+                PlannedItem(
+                    item=replace(item, audio=info),
+                    meta_digest=meta_digest(item.meta),
+                    position=-1,
+                    num_records=outline.num_records,
+                    pieces=outline.pieces,
+                )
+            )
 
 
 def _same_source(before: PlannedItem, row: Item) -> bool:
@@ -189,41 +284,11 @@ def _same_source(before: PlannedItem, row: Item) -> bool:
     return same_file and before.meta_digest == meta_digest(row.meta)
 
 
-def _unchanged(entry: Entry, row: Item) -> bool:
-    if entry.meta_digest != meta_digest(row.meta) or entry.size_bytes != row.size_bytes:
-        return False
-    if entry.mtime_ns == row.mtime_ns:
-        return True
-    # touched or copied: only the content can tell
+def _digest(item: Item) -> str | None:
     try:
-        return bool(entry.digest) and file_digest(row.path) == entry.digest
+        return file_digest(item.path)
     except (OSError, ItemError):
-        return False
-
-
-def _admit(
-    items: Sequence[Item], pool: ThreadPoolExecutor, encoder: Encoder, options: PlanOptions, account: Account
-) -> None:
-    """Probe new items and put them into the account, in their order."""
-    room = len(items)
-    if options.limit_items is not None:
-        room = max(0, min(room, options.limit_items - len(account.new)))
-        account.num_pending += len(items) - room
-    for item, result in zip(items[:room], pool.map(lambda item: _outline(item, encoder), items[:room]), strict=True):
-        if isinstance(result, ItemError):
-            account.failures.append(Failure(id=item.id, kind=result.kind, reason=str(result)))
-            continue
-        info, outline = result
-        account.formats[info.format] += 1
-        account.new.append(
-            PlannedItem(
-                item=replace(item, audio=info),
-                meta_digest=meta_digest(item.meta),
-                position=-1,
-                num_records=outline.num_records,
-                pieces=outline.pieces,
-            )
-        )
+        return None
 
 
 def _outline(item: Item, encoder: Encoder) -> tuple[AudioInfo, Outline] | ItemError:

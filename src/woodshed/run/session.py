@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -68,34 +68,32 @@ def plan_folder(
     entry: Callable[[str], Entry | None],
     planned_before: Iterable[Json],
     next_position: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Work:
     """Sort all rows and plan what is new; nothing is written.
 
     Args:
         entry: the folder's log.
-        planned_before: units of earlier plans, as they were written down; read twice if it is a sequence-like plan.
+        planned_before: units of earlier plans, as they were written down.
+        stopped: when true, planning ends, and nothing of the plan is used.
     """
-    waiting: dict[str, PlannedItem] = {}
-    shard_items: Counter[int] = Counter()
-    num_units, open_lines = 0, []
+    before = _EarlierPlans()
     for line in planned_before:
-        num_units += 1
-        shard_items[line["shard"]] += len(line["items"])
-        left = {row["id"] for row in line["items"] if _is_open(row, entry(row["id"]))}
-        if left:
-            open_lines.append(line)
-            seats = unit_from_json(line, {}).items
-            waiting |= {planned.item.id: planned for planned in seats if planned.item.id in left}
-    account = read_rows(rows, entry, waiting, encoder, options)
+        before.add(line, entry)
+    account = read_rows(rows, entry, before.waiting, encoder, options, stopped=stopped)
     if options.shuffle_seed is not None:
         order = generator(options.shuffle_seed, "shuffle").permutation(len(account.new))
         account.new = [account.new[index] for index in np.asarray(order)]
-    old_units = [unit_from_json(line, account.resumed) for line in open_lines]
-    shard = max(shard_items, default=-1) + 1
-    new_units = make_units(account.new, options, encoder.spec, unit=num_units, position=next_position, shard=shard)
+    old_units = [unit_from_json(line, account.resumed) for line in before.open_lines]
+    shard = max(before.shard_items, default=-1) + 1
+    new_units = make_units(
+        account.new, options, encoder.spec, unit=before.num_units, position=next_position, shard=shard
+    )
+    shard_items = before.shard_items
+    shard_items.subtract(before.shards_left(account, entry))
     for unit in new_units:
         shard_items[unit.shard] += len(unit.items)
-    pending = {name: waiting[name].position for name in account.resumed}
+    pending = {name: before.waiting[name].position for name in account.resumed}
     pending |= {planned.item.id: planned.position for unit in new_units for planned in unit.items}
     return Work(
         account=account,
@@ -106,9 +104,55 @@ def plan_folder(
     )
 
 
-def _is_open(row: Mapping[str, Json], entry: Entry | None) -> bool:
-    """Whether the log has nothing on an item since it was planned. Positions only grow."""
-    return entry is None or (entry.position is not None and entry.position < row["position"])
+class _EarlierPlans:
+    """What earlier runs planned: which items still wait, and how many items each shard has.
+
+    An item counts in the shard of its latest plan only. Positions grow from plan to plan: a seat is waiting when the
+    log has nothing on its item, or a word of an earlier position; it is out of date when the log has a later one.
+    """
+
+    def __init__(self) -> None:
+        self.num_units = 0
+        self.waiting: dict[str, PlannedItem] = {}
+        self.open_lines: list[Json] = []
+        self.shard_items: Counter[int] = Counter()
+        self._shards: dict[str, int] = {}
+
+    def add(self, line: Mapping[str, Json], entry: Callable[[str], Entry | None]) -> None:
+        """Take the next unit, in the order of planning."""
+        self.num_units += 1
+        shard = line["shard"]
+        open_ids = set()
+        for row in line["items"]:
+            known, name = entry(row["id"]), row["id"]
+            if known is None or (known.position is not None and known.position < row["position"]):
+                last = self._shards.get(name, None if known is None else known.shard)
+                if last is not None:
+                    self.shard_items[last] -= 1
+                self._shards[name] = shard
+                open_ids.add(name)
+            elif known.position != row["position"]:
+                continue
+            self.shard_items[shard] += 1
+        if open_ids:
+            self.open_lines.append(line)
+            seats = unit_from_json(line, {}).items
+            self.waiting |= {planned.item.id: planned for planned in seats if planned.item.id in open_ids}
+
+    def shards_left(self, account: Account, entry: Callable[[str], Entry | None]) -> Counter[int]:
+        """Seats that nobody will take: their item has gone, cannot be read any more, or is planned anew."""
+        left = Counter(shard for name, shard in self._shards.items() if name not in account.resumed)
+        anew = [planned.item.id for planned in account.new]
+        spoilt = [failure.id for failure in account.failures if _is_done(entry(failure.id))]
+        for name in (*anew, *spoilt):
+            known = entry(name) if name not in self._shards else None
+            if known is not None and known.shard is not None:
+                left[known.shard] += 1
+        return left
+
+
+def _is_done(known: Entry | None) -> bool:
+    return known is not None and known.status == "done"
 
 
 def run_plan(
@@ -124,16 +168,24 @@ def run_plan(
     """Write the plan down, work it off, and account for every row."""
     started = time.monotonic()
     account = work.account
+    engine = Engine(
+        encoder,
+        store,
+        options=options,
+        observer=observer,
+        progress=_progress(work, store),
+        stopped=stopped,
+        annotate=annotate,
+    )
+    if not account.is_complete:
+        # A part of a plan is no plan: places and batches would differ from those of an undisturbed run.
+        return _summary(work, store, engine, stopped.name, time.monotonic() - started)
     if work.new_units:
         units = work.units[-work.new_units :]
         last = units[-1].items[-1]
         store.plan.append((unit.to_json() for unit in units), next_position=last.position + last.num_records)
     store.expect_shards(work.shard_items)
     _record_bad_rows(account, store)
-    before = replace(_progress(work, store), elapsed_s=0.0)
-    engine = Engine(
-        encoder, store, options=options, observer=observer, progress=before, stopped=stopped, annotate=annotate
-    )
     engine.run(work.units, work.is_pending)
     return _summary(work, store, engine, stopped.name, time.monotonic() - started)
 
@@ -171,6 +223,11 @@ def _summary(work: Work, store: Store, engine: Engine, stopped_by: str | None, e
     notes = []
     if account.changed:
         notes.append(f"{len(account.changed)} items were encoded again because their source has changed")
+    if account.gone:
+        notes.append(
+            f"{len(account.gone)} items were encoded before and their source cannot be read now, such as "
+            f"{account.gone[0]}; what was encoded is kept"
+        )
     if engine.num_splits:
         notes.append(f"memory ran out {engine.num_splits} times; batches were split, nothing was lost")
     return Summary(

@@ -29,7 +29,7 @@ TRAINING_KEYS = (
 DATASET_KEYS = ("id", "path", "custom_metadata_module")
 
 
-def open_dataset_config(path: str, *, trust_remote_code: bool, exclude: Sequence[str]) -> Source:
+def open_dataset_config(path: str, *, captions: bool = True, trust_remote_code: bool, exclude: Sequence[str]) -> Source:
     """The source that a dataset config describes.
 
     Raises:
@@ -64,7 +64,9 @@ def open_dataset_config(path: str, *, trust_remote_code: bool, exclude: Sequence
         },
     }
     note = f"{', '.join(ignored)} in the dataset config: without effect on encoding, ignored"
-    read: Callable[[], Iterator[Item | BadRow]] = partial(read_folders, roots, exclude=tuple(exclude))
+    read: Callable[[], Iterator[Item | BadRow]] = partial(
+        read_folders, roots, exclude=tuple(exclude), captions=captions
+    )
     return Source(
         roots=tuple(str(Path(root.path).absolute()) for root in roots),
         read=read,

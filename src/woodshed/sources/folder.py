@@ -63,15 +63,17 @@ class _Listing:
     is_output: bool = False
 
 
-def read_folders(roots: Sequence[Root], *, exclude: Sequence[str] = ()) -> Iterator[Item | BadRow]:
-    """All sounds below the roots, one root after the other.
+def read_folders(
+    roots: Sequence[Root], *, exclude: Sequence[str] = (), captions: bool = True
+) -> Iterator[Item | BadRow]:
+    """All sounds below the roots, one root after the other; with `captions`, the metadata beside each comes along.
 
     A file that two roots lead to is a row of the first and a skipped duplicate of the second.
 
     Raises:
         UsageError: when a root lies in an excluded folder; while reading, when no root holds any sound.
     """
-    walk = _Walk(roots, exclude)
+    walk = _Walk(roots, exclude, captions=captions)
     return walk.rows()
 
 
@@ -100,8 +102,8 @@ def file_row(path: str, *, row_id: str, relpath: str, sidecars: Sequence[str]) -
 class _Walk:
     """One pass over all roots; remembers only what is needed to read no folder twice."""
 
-    def __init__(self, roots: Sequence[Root], exclude: Sequence[str]) -> None:
-        self.roots = roots
+    def __init__(self, roots: Sequence[Root], exclude: Sequence[str], *, captions: bool) -> None:
+        self.roots, self.captions = roots, captions
         self.reals = [_slashed(os.path.realpath(root.path)) for root in roots]
         self.excluded = {_slashed(os.path.realpath(path)) for path in exclude}
         for root, real in zip(roots, self.reals, strict=True):
@@ -186,7 +188,7 @@ class _Walk:
         if suffix in AUDIO_SUFFIXES or suffix.lower() in AUDIO_SUFFIXES:
             listing.names.append(name)
             return
-        if suffix in SIDECAR_SUFFIXES:
+        if self.captions and suffix in SIDECAR_SUFFIXES:
             listing.sidecars.add(name)
         if suffix in self.other_suffixes or len(self.other_suffixes) < MAX_SUFFIXES_COUNTED:
             self.other_suffixes[suffix] += 1

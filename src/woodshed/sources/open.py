@@ -24,6 +24,7 @@ def open_source(
     input: str | None,
     dataset_config: str | None,
     *,
+    captions: bool = True,
     trust_remote_code: bool = False,
     exclude: Sequence[str] = (),
 ) -> Source:
@@ -32,6 +33,7 @@ def open_source(
     Args:
         input: a folder, a manifest (`.jsonl`, `.ndjson`, `.csv`, `.tsv`) or one sound file.
         dataset_config: path of a stable-audio dataset config; exactly one of the two is given.
+        captions: whether to read the `.txt` and `.json` files beside sounds; manifests have columns instead.
         trust_remote_code: whether a dataset config may name Python code to run.
         exclude: folders that are left out although they lie in an input folder, such as the output folder.
 
@@ -43,7 +45,9 @@ def open_source(
         raise UsageError(f"{wrong} given", hint="give one: --input FOLDER, or --dataset-config CONFIG.json")
     if dataset_config is not None:
         _check_exists(dataset_config, flag="--dataset-config")
-        return open_dataset_config(dataset_config, trust_remote_code=trust_remote_code, exclude=exclude)
+        return open_dataset_config(
+            dataset_config, captions=captions, trust_remote_code=trust_remote_code, exclude=exclude
+        )
     assert input is not None
     _check_exists(input, flag="--input")
     path = Path(input).absolute()
@@ -51,13 +55,13 @@ def open_source(
     suffix = path.suffix.lower()
     read: Callable[[], Iterator[Item | BadRow]]
     if path.is_dir():
-        read = partial(read_folders, [Root(path=str(path))], exclude=tuple(exclude))
+        read = partial(read_folders, [Root(path=str(path))], exclude=tuple(exclude), captions=captions)
         return Source(roots=(str(path),), read=read, about={"kind": "folder", "name": name})
     if suffix in MANIFEST_SUFFIXES:
         read = partial(read_manifest, str(path))
         return Source(roots=(str(path.parent),), read=read, about={"kind": "manifest", "name": path.name})
     if suffix in AUDIO_SUFFIXES:
-        read = partial(_one_file, path)
+        read = partial(_one_file, path, captions=captions)
         return Source(roots=(str(path),), read=read, about={"kind": "file", "name": path.name})
     hint = (
         "a stable-audio dataset config goes to --dataset-config" if suffix == ".json" else "give the folder it lies in"
@@ -66,8 +70,8 @@ def open_source(
     raise UsageError(f"--input {input} is neither a folder, {kinds}", hint=hint)
 
 
-def _one_file(path: Path) -> Iterator[Item | BadRow]:
-    yield file_row(str(path), row_id=path.name, relpath=path.name, sidecars=SIDECAR_SUFFIXES)
+def _one_file(path: Path, *, captions: bool) -> Iterator[Item | BadRow]:
+    yield file_row(str(path), row_id=path.name, relpath=path.name, sidecars=SIDECAR_SUFFIXES if captions else ())
 
 
 def _check_exists(name: str, *, flag: str) -> None:

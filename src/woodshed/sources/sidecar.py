@@ -7,6 +7,8 @@ The text of the `.txt` file is the `prompt`. The keys of the `.json` object are 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -74,7 +76,9 @@ def with_prompt(meta: dict[str, Json]) -> dict[str, Json]:
 
 def _text(path: str) -> str | None:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ItemError(f"sidecar {Path(path).name!r} is not a regular file", kind="bad_sidecar")
             content = file.read(LIMIT_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         return None
@@ -87,6 +91,11 @@ def _text(path: str) -> str | None:
     except UnicodeDecodeError as error:
         reason = f"sidecar {Path(path).name!r} is not UTF-8 (byte {error.start})"
         raise ItemError(reason, kind="bad_sidecar", hint="save it as UTF-8") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # without O_NONBLOCK, opening a named pipe would wait for ever for somebody to write to it
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -40,6 +40,12 @@ class Source:
         return dict(self.about)
 
     @property
+    def crops_at_random(self) -> bool:
+        """Whether stable-audio-tools would crop this data set at random: it does unless the config says otherwise."""
+        config: Mapping[str, Json] = self.about.get("dataset_config", {})
+        return bool(config.get("random_crop", True))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know, one sentence each; may grow while `annotate` is used."""
         return self.remarks + (self.annotate.notes if self.annotate is not None else ())

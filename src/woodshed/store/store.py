@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import xxhash
 
@@ -103,7 +102,7 @@ class Store:
         group_s: float = 2.0,
         group_bytes: int = 64 << 20,
         disk: Disk | None = None,
-    ) -> Self:
+    ) -> Store:
         """Lock the folder, make it ours or check that it is, finish or sweep what a crash left, and read the log.
 
         Args:
@@ -211,7 +210,7 @@ class Store:
             self._broken = True
             self._lock.release()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(
@@ -350,7 +349,7 @@ class ItemWriter:
         entry = entry_of(self._source, "done", self._records, audio_s=audio_s)
         self._store._settle(entry, self._records, self._moves)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ItemWriter:
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedIOBase
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class Location:
         return Location(name, self.dtype, self.shape, self.start)
 
 
-def locate(file: BinaryIO) -> tuple[list[Location], dict[str, str]]:
+def locate(file: BufferedIOBase) -> tuple[list[Location], dict[str, str]]:
     """What the header of a file says: places of the arrays in the order of the file, and metadata.
 
     Raises:

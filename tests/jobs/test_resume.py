@@ -1,0 +1,124 @@
+"""Killed with SIGKILL at random moments, the real command ends in the tree of an undisturbed run, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.jobs.conftest import GOLDEN, sound, tree
+
+ROOT = Path(__file__).parents[2]
+VAE = ["--model-config", str(GOLDEN / "models/tiny_vae.json"), "--ckpt-path", str(GOLDEN / "models/tiny_vae.ckpt")]
+both_layouts = pytest.mark.parametrize("layout", ["stable_audio", "shards"])
+
+
+def make_sounds(folder: Path, count: int) -> Path:
+    """Short clips of several rates and lengths, captions, and three files that fail."""
+    rng = np.random.default_rng(count)
+    for number in range(count):
+        path = folder / f"album {number % 3}" / f"{number:02d}.{('wav', 'flac', 'ogg')[number % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seconds, rate_hz = float(rng.uniform(0.02, 2.0)), (44_100, 22_050, 48_000)[number % 3]
+        soundfile.write(path, sound(seconds, rate_hz, 1 + number % 2, seed=number), rate_hz)
+        if number % 4 == 0:
+            path.with_suffix(".txt").write_text(f"take {number}")
+    (folder / "empty.wav").write_bytes(b"")
+    cut = (folder / "album 0" / "00.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(cut[: len(cut) // 2])
+    soundfile.write(folder / "nan.wav", np.full((4_000, 2), np.nan), 44_100, subtype="FLOAT")
+    return folder
+
+
+def killed(
+    folder: Path,
+    flags: list[str],
+    *,
+    kills: int,
+    seed: int = 0,
+    start: Path | None = None,
+    in_planning: bool = False,
+    code: int = 3,
+) -> dict[str, Any]:
+    """Runs once undisturbed and then under fire; asserts that every folder ends as the undisturbed one."""
+    flags = [*flags, "--device", "cpu", "--num-workers", "2"]
+    order = {
+        "flags": flags, "output": str(folder / "out"), "undisturbed": str(folder / "undisturbed"), "kills": kills,
+        "seed": seed, "start": None if start is None else str(start), "in_planning": in_planning, "codes": [code],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.jobs.killing", json.dumps(order)],
+        check=False, capture_output=True, text=True, timeout=900, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    report: dict[str, Any] = json.loads(done.stdout)
+    print(report)
+    assert report["kills"] == kills
+    expected = tree(folder / "undisturbed")
+    assert len(expected) > 1
+    for name in report["folders"]:
+        made = tree(Path(name))
+        assert made.keys() == expected.keys(), name
+        assert [file for file in made if made[file] != expected[file]] == [], name
+        assert list((Path(name) / ".woodshed" / "tmp").iterdir()) == []
+    return report
+
+
+@both_layouts
+def test_a_few_kills(tmp_path: Path, layout: str) -> None:
+    source = make_sounds(tmp_path / "sounds", 18)
+    flags = ["--input", str(source), "--sample-size", "16384", "--layout", layout, *VAE]
+    killed(tmp_path, flags, kills=3)
+
+
+@pytest.mark.slow
+@both_layouts
+def test_thirty_kills(tmp_path: Path, layout: str) -> None:
+    source = make_sounds(tmp_path / "sounds", 60)
+    flags = ["--input", str(source), "--sample-size", "16384", "--layout", layout, *VAE]
+    report = killed(tmp_path, flags, kills=30, seed=1)
+    assert len(report["phases"]) >= 3, "the kills are spread over the run's life"
+
+
+def test_kills_during_the_first_planning(tmp_path: Path) -> None:
+    source = make_sounds(tmp_path / "sounds", 30)
+    flags = ["--input", str(source), "--sample-size", "16384", *VAE]
+    report = killed(tmp_path, flags, kills=3, in_planning=True)
+    assert report["phases"].get("starting", 0) + report["phases"].get("planning", 0) >= 1, report
+
+
+@pytest.mark.parametrize(
+    ("layout", "kills"),
+    [("shards", 2), *(pytest.param(layout, 30, marks=pytest.mark.slow) for layout in ("stable_audio", "shards"))],
+)
+def test_kills_while_new_and_changed_sources_are_encoded(tmp_path: Path, layout: str, kills: int) -> None:
+    source = make_sounds(tmp_path / "sounds", 18)
+    flags = ["--sample-size", "16384", "--layout", layout, *VAE]
+    (tmp_path / "first").mkdir()
+    killed(tmp_path / "first", ["--input", str(source), *flags], kills=0)
+    other = shutil.copytree(source, tmp_path / "second" / "sounds")
+    for number in (3, 8, 13):
+        path = next(other.rglob(f"{number:02d}.*"))
+        soundfile.write(path, sound(1.3, 44_100, 2, seed=100 + number), 44_100)
+    next(other.rglob("05.*")).with_suffix(".txt").write_text("a caption that was not there")
+    next(other.rglob("06.*")).write_bytes(b"spoilt")
+    next(other.rglob("07.*")).unlink()
+    soundfile.write(other / "nan.wav", sound(0.5, 44_100, 2, seed=9), 44_100)
+    make_sounds(other / "new", 10)
+    second = ["--input", str(other), *flags]
+    killed(tmp_path / "second", second, kills=kills, start=tmp_path / "first" / "undisturbed", seed=2)
+
+
+@pytest.mark.slow
+def test_kills_with_the_embedded_model(tmp_path: Path) -> None:
+    source = make_sounds(tmp_path / "sounds", 12)
+    killed(tmp_path, ["--input", str(source), "--layout", "shards"], kills=5)
