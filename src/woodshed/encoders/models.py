@@ -118,7 +118,8 @@ class TinyModel:
             if channel and torch.equal(audio[:, channel], audio[:, 0]):
                 made.append(made[0])
                 continue
-            frames = self.codec.encode(audio[:, channel : channel + 1].to(self._device, self._dtype))
+            wide = torch.promote_types(self._dtype, torch.float32)
+            frames = self.codec.encode(audio[:, channel : channel + 1].to(self._device, wide))
             made.append(self.codec.quantize(frames) if name == "tokens" else frames.float())
         return {name: torch.cat(made, dim=1)}
 

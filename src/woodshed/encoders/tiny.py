@@ -252,7 +252,8 @@ class TinyCodec(nn.Module):
                 f"sound of {audio.shape[-1]} samples is not a multiple of hop_samples={self.config.hop_samples}: "
                 f"pad it with zeros"
             )
-        raw = self.raw_latents(self.spectrum.analyse(audio))
+        # The spectrum needs the audio's precision: there is no FFT in half, and quiet powers are zero there.
+        raw = self.raw_latents(self.spectrum.analyse(audio).to(self.latent_mean.dtype))
         return (raw - self.latent_mean[:, None]) / self.latent_std[:, None]
 
     def raw_latents(self, features: Float[Tensor, "batch frame feature"]) -> Float[Tensor, "batch latent frame"]:

@@ -37,7 +37,7 @@ CLIP_BATCH_S = {"cpu": 30.0, "cuda": 240.0, "mps": 60.0}
 """The same for codecs that see whole clips: attention and recurrence need few channels but the whole length."""
 QUANTUM_FRAMES = 8
 TINY_CHANNELS = 2
-SLOW_HALF = "CPUs compute it many times slower than fp32"
+SLOW_HALF = "most CPUs have no fast arithmetic for it"
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -85,17 +85,13 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
         ModelError: the model cannot be loaded.
     """
     device = pick_device(settings.device)
-    if device.type == "cpu" and settings.precision == "fp16":
-        raise UsageError(
-            f"--precision fp16 (--model-half) needs a GPU: {SLOW_HALF}",
-            hint="leave it out, or add --device cuda on a machine that has one",
-        )
     limits = DecodeLimits(max_duration_s=settings.max_file_s)
     name = settings.pretrained_name
     if name == LOGMEL:
         return _load_logmel(settings, device, limits)
     if name is not None and is_codec(name):
-        return _load_codec(settings, name, device, limits)
+        loaded = _load_codec(settings, name, device, limits)
+        return replace(loaded, notes=(*loaded.notes, *_precision_notes(settings, device)))
     if settings.model_options:
         raise UsageError(
             f"--model-options {' '.join(settings.model_options)}: this model has none", hint="leave it out"
@@ -109,8 +105,17 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
         window_samples=None if options.record_frames is None else options.record_frames * model.hop_samples,
         batch_s=_batch_s(options, model, device),
         model_config=dict(model.autoencoder.config) if isinstance(model, OobleckModel) else {"name": DEFAULT_MODEL},
-        notes=(f"weights: {model.autoencoder.source}",) if isinstance(model, OobleckModel) else (),
+        notes=(
+            *((f"weights: {model.autoencoder.source}",) if isinstance(model, OobleckModel) else ()),
+            *_precision_notes(settings, device),
+        ),
     )
+
+
+def _precision_notes(settings: EncodeSettings, device: torch.device) -> tuple[str, ...]:
+    if device.type == "cpu" and settings.precision != "fp32":
+        return (f"{settings.precision} on a CPU: {SLOW_HALF}; --precision fp32 is exact and not slower",)
+    return ()
 
 
 def _options(settings: EncodeSettings, rate_hz: int, ratio: int, *, crop_at_random: bool) -> FrameOptions:
