@@ -121,8 +121,8 @@ def commit_all(source: Path, output: Path, layout: str) -> None:
                     writer.done(audio_s=audio.duration_s)
 
 
-def measure(arguments: Sequence[str]) -> tuple[dict[str, object], float, float]:
-    """What a command line reports as JSON, its seconds, and its peak memory in MiB."""
+def measure(arguments: Sequence[str]) -> tuple[dict[str, object], float, float, float]:
+    """What a command line reports as JSON, its seconds, its CPU-seconds, and its peak memory in MiB."""
     command = [sys.executable, "-m", "woodshed", "encode", *arguments, "--json"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment()) as process:
@@ -133,7 +133,7 @@ def measure(arguments: Sequence[str]) -> tuple[dict[str, object], float, float]:
     elapsed_s = time.perf_counter() - started
     if process.returncode != 0:
         raise SystemExit(f"woodshed encode ended with code {process.returncode}")
-    return json.loads(text), elapsed_s, usage.ru_maxrss / 1024
+    return json.loads(text), elapsed_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def _environment() -> dict[str, str]:
@@ -163,13 +163,13 @@ def main() -> None:
             subprocess.run(again, check=True, env=_environment())
             print(f"made in {time.perf_counter() - started:.0f} s\n", flush=True)
         source = folder / ("sounds.jsonl" if given.source == "manifest" else "sounds")
-        print("| source | layout | items | start to end | bar | peak memory | bar |")
-        print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        print("| source | layout | items | start to end | of it CPU | bar | peak memory | bar |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for _ in range(given.runs):
-            report, elapsed_s, peak_mib = measure(arguments_of(source, folder / "out", given.layout))
+            report, elapsed_s, cpu_s, peak_mib = measure(arguments_of(source, folder / "out", given.layout))
             assert report["num_done"] == given.items, report
             assert report["num_new"] == 0, report
-            numbers = f"{elapsed_s:.1f} s | {LIMIT_S:.0f} s | {peak_mib:.0f} MiB | {LIMIT_MIB:.0f} MiB"
+            numbers = f"{elapsed_s:.1f} s | {cpu_s:.1f} s | {LIMIT_S:.0f} s | {peak_mib:.0f} MiB | {LIMIT_MIB:.0f} MiB"
             print(f"| {given.source} | {given.layout} | {given.items:,} | {numbers} |", flush=True)
 
 

@@ -241,9 +241,9 @@ def coders(codec: TinyCodec) -> dict[str, Callable[[Samples], Samples]]:
 
     return {
         "untouched (24 kHz)": down,
-        "latents": lambda s: neural(s, None),
-        "12 codebooks, 6 kbit/s": lambda s: neural(s, 12),
-        "6 codebooks, 3 kbit/s": lambda s: neural(s, 6),
+        "woodshed-tiny, latents": lambda s: neural(s, None),
+        "woodshed-tiny, 12 codebooks, 6 kbit/s": lambda s: neural(s, 12),
+        "woodshed-tiny, 6 codebooks, 3 kbit/s": lambda s: neural(s, 6),
         "codec2 3200": lambda s: codec2(s, 3200),
         "codec2 700C": lambda s: codec2(s, 700),
     }
@@ -253,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--coders", default="", help="only coders whose name holds this")
     parser.add_argument("--to", type=Path)
     args = parser.parse_args()
     wheels = args.work / "deb"
@@ -265,7 +266,8 @@ def main() -> None:
     numbers: dict[str, dict[str, float]] = {}
     for set_name, items in {"prompts": prompts(args.work, clips), "librivox": librivox(args.work, clips)}.items():
         total = sum(len(plain_words(text)) for text, _ in items)
-        for name, coder in coders(codec).items():
+        chosen = {name: coder for name, coder in coders(codec).items() if args.coders in name}
+        for name, coder in chosen.items():
             wrong = sum(word_errors(plain_words(text), recogniser.words(coder(samples))) for text, samples in items)
             numbers.setdefault(name, {})[set_name] = round(100 * wrong / total, 1)
         print(f"{set_name}: {len(items)} clips, {total} words", flush=True)

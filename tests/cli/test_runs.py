@@ -1,4 +1,4 @@
-"""`woodshed encode` as a user meets it on a bad day: signals, a second run, full and read-only disks, a messy folder."""
+"""`woodshed encode` on a bad day: signals, a second run, full and read-only disks, a messy folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from woodshed.store.reader import open_reader
 from woodshed.store.verify import verify_files
 
 ROOT = Path(__file__).parents[2]
+NUM_MANY = 30
 MODEL = {
     "model_config_path": GOLDEN / "models" / "tiny_vae.json",
     "ckpt_path": GOLDEN / "models" / "tiny_vae.ckpt",
@@ -54,7 +54,7 @@ def make_sounds(folder: Path, count: int, *, seconds: float = 1.0) -> Path:
 def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """Sounds that keep a run busy for seconds, and the tree that an undisturbed run makes of them."""
     folder = tmp_path_factory.mktemp("many")
-    source = make_sounds(folder / "sounds", 100, seconds=1.5)
+    source = make_sounds(folder / "sounds", NUM_MANY)
     assert main(flags(source, folder / "out", "--quiet")) == 0
     return source, tree(folder / "out")
 
@@ -119,20 +119,20 @@ def test_a_signal_ends_the_run_cleanly_and_the_same_command_goes_on(
     source, expected = many
     wants_json = name == "SIGTERM"
     running = start(flags(source, tmp_path / "out", *(["--json"] if wants_json else [])))
-    running.wait_for("encoding 100 of 100 items")
+    running.wait_for(f"encoding {NUM_MANY} of {NUM_MANY} items")
     os.kill(running.process.pid, getattr(signal, name))
     ended, out, err = running.end()
     assert ended == code, err
     assert "\x1b" not in out + err, "no terminal: plain lines"
-    assert "/100 items, " in err
+    assert f"/{NUM_MANY} items, " in err
     if wants_json:
         report = json.loads(out)
         assert (report["stopped_by"], report["exit_code"]) == ("SIGTERM", 143)
-        assert report["num_done"] + report["num_pending"] == report["num_rows"] == 100
+        assert report["num_done"] + report["num_pending"] == report["num_rows"] == NUM_MANY
     else:
         assert "stopped by SIGINT; what is done is kept, and the same command goes on from here" in out
     committed = sum(entry.status == "done" for entry in open_reader(tmp_path / "out").entries())
-    assert committed < 100
+    assert committed < NUM_MANY
     assert list(verify_files(open_reader(tmp_path / "out"))) == []
     assert main(flags(source, tmp_path / "out", "--quiet")) == 0
     assert tree(tmp_path / "out") == expected
@@ -159,16 +159,12 @@ def settings(source: Path, output: Path, **more: Any) -> EncodeSettings:
 def test_a_second_interrupt_ends_the_run_at_once(many: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, expected = many
     with pytest.raises(KeyboardInterrupt):
-        encode.run(
-            settings(source, tmp_path / "out"), observer=Signalling("encoding", signal.SIGINT, signal.SIGINT)
-        )
+        encode.run(settings(source, tmp_path / "out"), observer=Signalling("encoding", signal.SIGINT, signal.SIGINT))
     assert main(flags(source, tmp_path / "out", "--quiet")) == 0
     assert tree(tmp_path / "out") == expected
 
 
-def test_a_signal_while_planning_leaves_no_half_of_a_plan(
-    many: tuple[Path, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_a_signal_while_planning_leaves_no_half_of_a_plan(many: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     source, expected = many
     summary = encode.run(settings(source, tmp_path / "out"), observer=Signalling("planning", signal.SIGTERM))
     assert isinstance(summary, Summary)
@@ -198,7 +194,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(
 ) -> None:
     source, expected = many
     running = start(flags(source, tmp_path / "out"))
-    running.wait_for("encoding 100 of 100 items")
+    running.wait_for(f"encoding {NUM_MANY} of {NUM_MANY} items")
     os.kill(running.process.pid, signal.SIGSTOP)
     assert main(flags(source, tmp_path / "out", "--quiet")) == 1
     error = capfd.readouterr().err
@@ -227,7 +223,7 @@ def mount(*words: str) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount("-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder))
+    mount("-t", "tmpfs", "-o", "size=250k", "tmpfs", str(folder))
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -236,7 +232,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_nothing_and_the_run_goes_on(
     tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str], layout: str
 ) -> None:
-    source = make_sounds(tmp_path / "sounds", 60)
+    source = make_sounds(tmp_path / "sounds", 30)
     more = ["--quiet", "--layout", layout]
     assert main(flags(source, tmp_path / "out", *more)) == 0
     assert main(flags(source, small_disk / "out", *more)) == 1
@@ -296,8 +292,8 @@ def test_places_that_cannot_be_an_output_folder(tmp_path: Path, capfd: pytest.Ca
         (tmp_path / "file", 1, "a file is in the way"),
         (tmp_path / "file" / "below", 1, "a file is in the way"),
         (tmp_path / "foreign", 1, "is not empty and was not made by Woodshed: it holds thesis.doc"),
-        (tmp_path, 2, "the input folder"),
-        (source, 2, "the input folder"),
+        (tmp_path, 1, "is not empty and was not made by Woodshed"),
+        (source, 1, "is not empty and was not made by Woodshed"),
     ):
         assert main(flags(source, output, "--quiet")) == code, output
         error = capfd.readouterr().err
@@ -318,11 +314,16 @@ def test_an_output_folder_within_the_input_folder_is_no_source(tmp_path: Path) -
 # ---- what sources can be
 
 
-def absurd_wav() -> bytes:
-    """A header that announces 4 GiB of 8-channel sound, and 100 bytes of it."""
+def absurd_wav(data_bytes: int) -> bytes:
+    """A header that announces so much 8-channel sound, and 96 bytes of it."""
     form = struct.pack("<HHIIHH", 1, 8, 384_000, 384_000 * 32, 32, 32)
-    return b"RIFF" + struct.pack("<I", 0xFFFFFFF0) + b"WAVEfmt " + struct.pack("<I", 16) + form + (
-        b"data" + struct.pack("<I", 0xFFFFFF00) + bytes(100)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 0xFFFFFFF0)
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + form
+        + (b"data" + struct.pack("<I", data_bytes) + bytes(96))
     )
 
 
@@ -341,9 +342,10 @@ def make_mess(folder: Path) -> dict[str, str]:
         ("zero.wav", b"", "empty"),
         ("text.flac", b"not a sound at all", "mislabelled"),
         ("cut.wav", good[: len(good) // 3], "truncated"),
-        ("header.wav", good[:44], ""),
-        ("absurd.wav", absurd_wav(), ""),
-        ("noise.mp3", np.random.default_rng(0).bytes(5000), ""),
+        ("header.wav", good[:44], "truncated"),
+        ("absurd.wav", absurd_wav(0x7000_0000), "truncated"),
+        ("streamed.wav", absurd_wav(0xFFFF_FFFF), "done"),  # what a program writes that writes to a pipe
+        ("noise.mp3", np.random.default_rng(0).bytes(5000), "mislabelled"),
     ):
         (folder / name).write_bytes(content)
         expected[name] = kind
@@ -379,24 +381,23 @@ def make_mess(folder: Path) -> dict[str, str]:
 def check_account(output: Path, expected: dict[str, str], report: dict[str, Any]) -> None:
     """Every row once: in the report, in the log, and on the disk."""
     entries = list(open_reader(output).entries())
-    assert Counter(entry.id for entry in entries) == Counter(expected)
+    assert Counter(entry.id for entry in entries) == Counter(list(expected))
     for entry in entries:
         wanted = expected[entry.id]
         assert entry.status == ("done" if wanted == "done" else "failed"), (entry.id, entry.reason)
-        assert wanted in ("", "done", entry.kind), (entry.id, entry.kind, entry.reason)
+        assert entry.kind == ("" if wanted == "done" else wanted), (entry.id, entry.reason)
         assert (entry.status == "done") == (entry.reason == "")
         assert len(entry.reason) > 15 or entry.status == "done"
     num_done = sum(kind == "done" for kind in expected.values())
     assert (report["num_rows"], report["num_done"]) == (len(expected), num_done)
     assert (report["num_failed"], report["num_skipped"], report["num_pending"]) == (len(expected) - num_done, 0, 0)
     stored = Counter(json.loads(path.read_text())["relpath"] for path in output.glob("0/*.json"))
-    assert {name for name in stored} == {name for name, kind in expected.items() if kind == "done"}
+    assert set(stored) == {name for name, kind in expected.items() if kind == "done"}
     records = Counter(entry.id for entry in entries for _ in entry.records)
     assert stored == records
     assert len(list(output.glob("0/*.npy"))) == records.total() == report["num_records"]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_messy_folder_is_accounted_for_row_by_row(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "mess"
     expected = make_mess(source)
@@ -409,14 +410,14 @@ def test_a_messy_folder_is_accounted_for_row_by_row(tmp_path: Path, capfd: pytes
     inspected = json.loads(capfd.readouterr().out)
     assert inspected["num_items"] == report["num_done"]
     assert inspected["num_failed"] == report["num_failed"]
-    assert inspected["num_silent"] == 1 + report["num_silent"] - 1
+    assert inspected["num_silent"] == report["num_silent"] == 3
     assert main(["verify", str(tmp_path / "out"), "--json", "--reencode", "3"]) == 0
     verified = json.loads(capfd.readouterr().out)
     assert verified["num_problems"] == 0
     assert verified["num_records"] == report["num_records"]
     assert main(flags(source, tmp_path / "plain")) == 3
     out = capfd.readouterr().out
-    assert "done, but 11 of 25 rows failed" in out
+    assert f"done, but {report['num_failed']} of {len(expected)} rows failed" in out
     assert "--retry-failed" in out
 
 
@@ -490,5 +491,4 @@ def test_sources_that_change_under_the_run(tmp_path: Path) -> None:
         open_reader(tmp_path / name).arrays(own.records[0])["latents"]
         for name, own in (("out", entry), ("fresh", fresh))
     )
-    np.testing.assert_allclose(one, other, atol=1e-5), "what is stored is what lies there now"
-    assert threading.active_count() < 50
+    np.testing.assert_allclose(one, other, atol=1e-5, err_msg="what is stored is not what lies there now")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tests.jobs.conftest import tree
 from torch import Tensor
 
+from tests.jobs.conftest import tree
 from woodshed.batching.pack import BatchLimits
 from woodshed.contracts import Arrays, Example, Item, Json, Progress, Summary
 from woodshed.encoders.autoencoder import FrameEncoder, FrameOptions
@@ -99,7 +99,7 @@ def run(
     with Store.open(output, layout=layout, fingerprint=own.fingerprint, spec=own.spec, group_s=0.0) as store:
         rows = open_source(str(sounds), None).rows()
         work = plan_folder(
-            rows, own, options, entry=store.entry, planned_before=store.plan, next_position=store.next_position
+            rows, own, options, log=store.log, planned_before=store.plan.lines(), next_position=store.next_position
         )
         summary = run_plan(
             work,
@@ -196,6 +196,24 @@ def test_an_item_that_fails_on_the_device_fails_alone(sounds: Path, tmp_path: Pa
     run(sounds, tmp_path / "plain", encoder())
     plain, out = tree(tmp_path / "plain"), tree(tmp_path / "out")
     assert all(plain[name] == content for name, content in out.items() if name.endswith(".npy"))
+
+
+class Complaining(FrameEncoder):
+    """Finds at the end of one file, when all its pieces are decoded, that the file is not what it announced."""
+
+    def prepare(self, item: Item) -> Iterator[Example]:
+        yield from super().prepare(item)
+        if item.id == "03.wav":
+            threading.Event().wait(0.2)
+            raise ItemError("03.wav goes on after its announced end", kind="changed")
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_an_item_is_not_done_before_its_decoder_has_come_to_its_end(sounds: Path, tmp_path: Path, threads: int) -> None:
+    own = Complaining(SmallNetwork(), encoder().options)
+    summary, _ = run(sounds, tmp_path / "out", own, threads=threads)
+    assert {failure.id: failure.kind for failure in summary.failures} == {"03.wav": "changed"}
+    assert summary.num_done == 29
 
 
 def test_shards_and_files_hold_the_same_arrays(sounds: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class FrameOptions:
     pad_last: bool = True
     """Whether the last tile is filled up to `record_frames` with what follows the clip: silence."""
     drop_silence: bool = False
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float16", "float32", "float64"] = "float32"
     random_crop: bool = False
     polarity_flip: bool = False
     tokens_last: bool = False

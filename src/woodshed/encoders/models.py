@@ -64,7 +64,8 @@ class OobleckModel:
         frames = own.bottleneck.analyse(own.encode(audio.to(own.device, own.dtype)))
         if self.kind == "tokens":
             return {"tokens": frames["tokens"]}
-        return {name: value.float() for name, value in frames.items() if name != "tokens"}
+        wide = torch.promote_types(own.dtype, torch.float32)
+        return {name: value.to(wide) for name, value in frames.items() if name != "tokens"}
 
     @torch.inference_mode()
     def synthesise(self, frames: Mapping[str, Shaped[Tensor, "batch _ frame"]]) -> Float[Tensor, "batch channel time"]:

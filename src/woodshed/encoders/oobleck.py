@@ -79,7 +79,16 @@ def compile_snake(network: nn.Module) -> None:
 
     One kernel serves all shapes. Results differ from the plain ones by rounding (4e-7).
     """
-    fused = cast(SnakeFunction, torch.compile(snake, dynamic=True))
+    kernel = cast(SnakeFunction, torch.compile(snake, dynamic=True))
+
+    def fused(x: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
+        # Detached, because the compiler makes a kernel for each shape of a parameter. Of two axes, because it makes
+        # another for a batch of one.
+        batch, channels, time = x.shape
+        rows = x.reshape(batch * channels, time)
+        wide = [factor.detach().repeat(batch, 1) if batch > 1 else factor.detach() for factor in (rate, gain)]
+        return kernel(rows, *wide).view(batch, channels, time)
+
     for module in network.modules():
         if isinstance(module, Snake):
             module.compiled = fused

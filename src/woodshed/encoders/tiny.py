@@ -256,7 +256,7 @@ class TinyCodec(nn.Module):
         raw = self.raw_latents(self.spectrum.analyse(audio).to(self.latent_mean.dtype))
         return (raw - self.latent_mean[:, None]) / self.latent_std[:, None]
 
-    def raw_latents(self, features: Float[Tensor, "batch frame feature"]) -> Float[Tensor, "batch latent frame"]:
+    def raw_latents(self, features: Float[Tensor, "batch halfframe feature"]) -> Float[Tensor, "batch latent frame"]:
         """The trained part of `encode`: latents before they are centred and scaled."""
         x = self.encoder_fine(self.encoder_in(features))
         x = self.encoder_coarse(self.encoder_merge(x.unflatten(1, (-1, 2)).flatten(2)))
@@ -275,7 +275,9 @@ class TinyCodec(nn.Module):
         """Sound of latents, `config.hop_samples` samples per frame."""
         return self.spectrum.synthesise(self.decoded_features(latents))
 
-    def decoded_features(self, latents: Float[Tensor, "batch latent frame"]) -> Float[Tensor, "batch frame feature"]:
+    def decoded_features(
+        self, latents: Float[Tensor, "batch latent frame"]
+    ) -> Float[Tensor, "batch halfframe feature"]:
         """The trained part of `decode`."""
         x = self.decoder_split(self.decoder_coarse(self.decoder_in(latents.transpose(1, 2))))
         x = self.decoder_fine(x.unflatten(2, (2, -1)).flatten(1, 2))

@@ -13,23 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 import woodshed
-from woodshed.audio.clip import read
+from woodshed.audio.clip import stream
+from woodshed.audio.decode import DecodeLimits
+from woodshed.audio.resample import resampled_length
 from woodshed.batching.pack import BatchLimits
-from woodshed.contracts import Encoder, Example, Item, Json, Layout, Observer, Record, Summary
+from woodshed.contracts import Encoder, Example, Item, Json, Layout, Observer, Record, RecordSpec, Summary
 from woodshed.errors import StoreError
-from woodshed.jobs.folder import SETTINGS, settings_to_json
+from woodshed.jobs.folder import SETTINGS, own_folders, settings_to_json
 from woodshed.jobs.model import LoadedModel, load_encoder
 from woodshed.jobs.report import PlanReport
 from woodshed.jobs.settings import EncodeSettings
 from woodshed.run.engine import Annotate, EngineOptions
+from woodshed.run.memory import freed_memory_kept
 from woodshed.run.plan import PlanOptions, estimate_bytes
 from woodshed.run.session import Work, plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
 from woodshed.sources.custom_metadata import Reject
 from woodshed.sources.open import open_source
 from woodshed.sources.source import Source
+from woodshed.store.log import CommitLog
 from woodshed.store.reader import open_reader
 from woodshed.store.shards import Shards
 from woodshed.store.stable_audio import StableAudio
@@ -81,9 +86,13 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
         None if settings.dataset_config_path is None else str(settings.dataset_config_path),
         captions=settings.captions,
         trust_remote_code=settings.trust_remote_code,
-        exclude=[str(output)],
+        exclude=own_folders(output, settings),
     )
-    for note in source.notes:
+    notes = list(source.notes)
+    if settings.window == "whole" and settings.layout == "stable_audio":
+        notes.append("--window whole gives records of many lengths, which stable-audio-tools cannot batch without a "
+                     "latent_crop_length; --layout shards suits them better")  # fmt: skip
+    for note in notes:
         observer.message(note)
     torch.set_num_threads(compute_threads(output))
     model = load_encoder(settings, crop_at_random=source.crops_at_random)
@@ -98,7 +107,9 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
     )
     if settings.dry_run:
         return _dry_run(settings, source, model, options)
-    with StopSignals() as stopped, open_store(settings, model) as store:
+    first = next(source.rows(), None)
+    assert first is not None, "a source without rows raises before anything is written"
+    with StopSignals() as stopped, open_store(settings, model) as store, freed_memory_kept():
         _write_down_threads(store)
         observer.message(f"planning {settings.input or settings.dataset_config_path}")
         work = _plan(source, model.encoder, options, store, stopped)
@@ -125,7 +136,7 @@ def compute_threads(output: Path) -> int:
     path = output / ".woodshed" / "machine.json"
     try:
         return int(json.loads(path.read_text())[COMPUTE_THREADS_KEY])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return torch.get_num_threads()
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="delete it if nothing else is wrong") from error
@@ -155,8 +166,8 @@ def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store, 
         source.rows(),
         encoder,
         options,
-        entry=store.entry,
-        planned_before=store.plan,
+        log=store.log,
+        planned_before=store.plan.lines(),
         next_position=store.next_position,
         stopped=stopped,
     )
@@ -166,11 +177,9 @@ def _dry_run(settings: EncodeSettings, source: Source, model: LoadedModel, optio
     output, encoder = Path(settings.output_path), model.encoder
     if (output / ".woodshed" / "run.json").exists():
         log = open_reader(output).log
-        work = plan_folder(
-            source.rows(), encoder, options, entry=log.entry, planned_before=(), next_position=log.next_position
-        )
+        work = plan_folder(source.rows(), encoder, options, log=log, planned_before=(), next_position=log.next_position)
     else:
-        work = plan_folder(source.rows(), encoder, options, entry=lambda _: None, planned_before=(), next_position=0)
+        work = plan_folder(source.rows(), encoder, options, log=CommitLog(output), planned_before=(), next_position=0)
     account = work.account
     duplicates = [skip for skip in account.skipped if skip.kind == "duplicate"]
     planned = [planned for unit in work.units for planned in unit.items]
@@ -188,11 +197,16 @@ def _dry_run(settings: EncodeSettings, source: Source, model: LoadedModel, optio
         computed_s=work.computed_s,
         window_samples=model.window_samples,
         rate_hz=encoder.spec.rate_hz,
-        estimated_bytes=estimate_bytes(planned, encoder.spec),
+        estimated_bytes=estimate_bytes(planned, encoder.spec, padded_samples=_padded(settings, model)),
         estimated_s=None if speed is None else work.computed_s / speed,
         unreadable=tuple(account.failures[:100]),
         notes=tuple(f"{failure.id}: {failure.reason}" for failure in duplicates[:10]),
     )
+
+
+def _padded(settings: EncodeSettings, model: LoadedModel) -> int | None:
+    """Samples that each record stands for where records are filled up, as the stable_audio layout has them."""
+    return model.window_samples if settings.layout == "stable_audio" else None
 
 
 def _computed_s_per_s(encoder: Encoder, work: Work) -> float | None:
@@ -218,21 +232,46 @@ def _annotator(source: Source, encoder: Encoder, settings: EncodeSettings) -> An
 
     def annotate(item: Item, record: Record) -> Mapping[str, Json] | None:
         assert item.audio is not None
-        whole = read(
-            item.path, item.audio, rate_hz=spec.rate_hz, num_channels=spec.audio_channels, resampler=settings.resampler
-        )
-        start, length = record.meta["start_sample"], record.meta["num_samples"]
-        window = np.zeros((spec.audio_channels, record.meta["window_samples"]), np.float32)
-        window[:, :length] = whole[:, start : start + length]
+        meta = record.meta
+        start, window = meta["start_sample"], meta["window_samples"]
+        total = resampled_length(item.audio.num_samples, item.audio.rate_hz, spec.rate_hz)
+        longest = max(total, window)
         info = {
+            **item.meta,
+            "path": item.path,
+            "relpath": item.relpath,
+            "timestamps": [start / longest, min(1.0, (start + window) / longest)],
             "seconds_start": start // spec.rate_hz,
-            "seconds_total": math.ceil(whole.shape[1] / spec.rate_hz),
+            "seconds_total": math.ceil(total / spec.rate_hz),
             "sample_rate": spec.rate_hz,
         }
-        result = function(item, window, info)
+        sound = np.zeros((spec.audio_channels, window), np.float32)
+        sound[:, : meta["num_samples"]] = _span(item, spec, settings, start, start + meta["num_samples"])
+        result = function(item, sound, info)
         return None if isinstance(result, Reject) else result
 
     return annotate
+
+
+def _span(
+    item: Item, spec: RecordSpec, settings: EncodeSettings, start: int, stop: int
+) -> Float[np.ndarray, "channel time"]:
+    """Samples `[start, stop)` at the model's rate; of a long file no more than a block beyond them is held."""
+    assert item.audio is not None
+    parts, position = [], 0
+    for block in stream(
+        item.path,
+        item.audio,
+        rate_hz=spec.rate_hz,
+        num_channels=spec.audio_channels,
+        resampler=settings.resampler,
+        limits=DecodeLimits(max_duration_s=settings.max_file_s),
+    ):
+        parts.append(block[:, max(0, start - position) : max(0, stop - position)])
+        position += block.shape[1]
+        if position >= stop:
+            break
+    return np.concatenate(parts, axis=1)
 
 
 def _details(settings: EncodeSettings, source: Source, model: LoadedModel) -> bytes:
@@ -240,6 +279,10 @@ def _details(settings: EncodeSettings, source: Source, model: LoadedModel) -> by
     arguments = settings.to_json()
     for volatile in ("output_path", "num_workers", "dry_run", "limit_batches", "retry_failed", "device"):
         arguments.pop(volatile, None)
+    for name, value in arguments.items():
+        # Where things lay on one machine is for `.woodshed/settings.json`: this file travels.
+        if isinstance(getattr(settings, name), Path) or (name == "pretrained_name" and value and Path(value).is_dir()):
+            arguments[name] = Path(value).absolute().name
     details = {
         "model_config": dict(model.model_config),
         "dataset_config": source.describe(),

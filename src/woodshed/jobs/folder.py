@@ -8,7 +8,7 @@ from pathlib import Path
 
 from woodshed.contracts import Json
 from woodshed.errors import StoreError
-from woodshed.jobs.settings import EncodeSettings
+from woodshed.jobs.settings import DecodeSettings, EncodeSettings
 
 SETTINGS = "settings.json"
 """The settings with absolute paths, for this machine; `details.json` is what travels."""
@@ -24,6 +24,17 @@ def settings_to_json(settings: EncodeSettings) -> bytes:
     if settings.pretrained_name is not None and Path(settings.pretrained_name).is_dir():
         plain["pretrained_name"] = str(Path(settings.pretrained_name).absolute())
     return json.dumps(plain, indent=1, ensure_ascii=True).encode() + b"\n"
+
+
+def own_folders(output: Path, settings: EncodeSettings) -> list[str]:
+    """Folders that are no source, should they lie within one: the output, and where `woodshed decode` puts its sounds.
+
+    What was decoded is a source all the same for whoever names it as the input.
+    """
+    decoded = DecodeSettings(folder=output).output_folder.resolve()
+    named = None if settings.input is None else Path(settings.input).resolve()
+    is_named = named is not None and named.is_relative_to(decoded)
+    return [str(output)] if is_named else [str(output), str(decoded)]
 
 
 def read_settings(folder: Path) -> EncodeSettings:

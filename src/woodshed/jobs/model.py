@@ -29,9 +29,10 @@ from woodshed.errors import UsageError
 from woodshed.jobs.complaints import closest
 from woodshed.jobs.settings import DEFAULT_MODEL, LOGMEL, EncodeSettings
 
-WINDOW_S = {"cpu": 4.0, "cuda": 12.0, "mps": 8.0}
-"""Longest window. On a CPU short ones win: activations stay near the caches and no fresh memory is touched."""
-BATCH_S = {"cpu": 4.0, "cuda": 96.0, "mps": 16.0}
+WINDOW_S = 12.0
+"""Longest window; a folder that one device has begun can be finished on another. Context takes a twentieth of it with
+the reach of Stable Audio Open, and memory stays small: the widest activations of that model fill 135 MB."""
+BATCH_S = {"cpu": 12.0, "cuda": 96.0, "mps": 24.0}
 """Audio per batch that is tried first; the engine lowers it where memory runs out."""
 CLIP_BATCH_S = {"cpu": 30.0, "cuda": 240.0, "mps": 60.0}
 """The same for codecs that see whole clips: attention and recurrence need few channels but the whole length."""
@@ -99,7 +100,7 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
     model = _load_frame_model(settings, device)
     options = _options(settings, model.rate_hz, model.hop_samples, crop_at_random=crop_at_random)
     tokens_last = settings.compat and isinstance(model, OobleckModel) and model.writes_tokens_last
-    options = replace(_fit_window(options, model, device), tokens_last=tokens_last)
+    options = replace(_fit_window(options, model), tokens_last=tokens_last)
     return LoadedModel(
         encoder=FrameEncoder(model, options, limits=limits),
         window_samples=None if options.record_frames is None else options.record_frames * model.hop_samples,
@@ -136,10 +137,10 @@ def _options(settings: EncodeSettings, rate_hz: int, ratio: int, *, crop_at_rand
     )
 
 
-def _fit_window(options: FrameOptions, model: FrameModel, device: torch.device) -> FrameOptions:
-    """A window in whole quanta, near the device's best length, never so short that context outweighs what is kept."""
+def _fit_window(options: FrameOptions, model: FrameModel) -> FrameOptions:
+    """A window in whole quanta, near the best length, never so short that context outweighs what is kept."""
     frame_s = model.hop_samples / model.rate_hz
-    window = max(round(WINDOW_S[device.type] / frame_s), 6 * model.reach_frames, 4 * QUANTUM_FRAMES)
+    window = max(round(WINDOW_S / frame_s), 6 * model.reach_frames, 4 * QUANTUM_FRAMES)
     return replace(options, window_frames=-(-window // QUANTUM_FRAMES) * QUANTUM_FRAMES, quantum_frames=QUANTUM_FRAMES)
 
 
@@ -284,7 +285,7 @@ def _load_codec(settings: EncodeSettings, name: str, device: torch.device, limit
     if isinstance(network, ClipNetwork):
         encoder, batch_s = ClipEncoder(network, options, limits=limits), CLIP_BATCH_S[device.type]
     else:
-        options = _fit_window(options, network, device)
+        options = _fit_window(options, network)
         encoder, batch_s = FrameEncoder(network, options, limits=limits), _batch_s(options, network, device)
     return LoadedModel(
         encoder=encoder,

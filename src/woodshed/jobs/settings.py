@@ -186,10 +186,10 @@ class EncodeSettings(Settings):
     num_workers: int = Field(default=4, ge=0, description="Threads that decode ahead; 0 decodes between batches.")
 
     dry_run: bool = Field(default=False, description="Plan, report time and disk needed, and write nothing.")
-    limit_batches: int | None = Field(default=None, ge=1, description="Stop after this many batches.")
+    limit_batches: int | None = Field(default=None, ge=1, description="Encode only so many batches of --batch-size files (of one file where that is unset).")
     retry_failed: bool = Field(default=False, description="Try the items again that failed in an earlier run.")
     trust_remote_code: bool = Field(
-        default=False, description="Allow Python code that a dataset config or model folder names to run."
+        default=False, description="Allow the Python code that a dataset config names to run."
     )
     num_nodes: int = Field(default=1, ge=1, description="Machines to encode on; only 1 in this release.")
     strategy: str = Field(default="auto", description="How work is spread over devices; only auto in this release.")

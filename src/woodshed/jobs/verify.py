@@ -14,7 +14,7 @@ from woodshed.chance import generator
 from woodshed.contracts import BadRow, Encoder, Failure, Item, Observer, Record
 from woodshed.errors import ItemError, StoreError, UsageError
 from woodshed.jobs.encode import compute_threads
-from woodshed.jobs.folder import read_settings
+from woodshed.jobs.folder import own_folders, read_settings
 from woodshed.jobs.model import load_encoder
 from woodshed.jobs.report import VerifyReport
 from woodshed.jobs.settings import EncodeSettings, VerifySettings
@@ -64,7 +64,7 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
             None if made.dataset_config_path is None else str(made.dataset_config_path),
             captions=made.captions,
             trust_remote_code=made.trust_remote_code,
-            exclude=[str(folder)],
+            exclude=own_folders(folder, made),
         ).rows()
         observer.message("probing the sources again")
         source_s, covered_s, items = _check_coverage(reader, made, rows, findings)

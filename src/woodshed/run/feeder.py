@@ -156,9 +156,15 @@ class Feeder:
             digest = file_digest(item.path)
             with self._changed:
                 self._digests[number] = digest
+            # The last piece waits until the decoder has come to its end: only then is it certain that the file holds
+            # what it announced, and an item whose pieces are all taken is committed.
+            held: Example | None = None
             for example in self._encoder.prepare(item):
-                if not self._put(number, example):
+                if held is not None and not self._put(number, held):
                     return
+                held = example
+            if held is not None:
+                self._put(number, held)
         except (ItemError, StoreError, OSError, MemoryError) as error:
             self._fail(number, as_item_error(item, error))
         except BaseException as error:  # noqa: BLE001 - a defect in a thread must reach the caller, not vanish

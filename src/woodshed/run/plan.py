@@ -22,7 +22,8 @@ from woodshed.batching.pack import Batch, BatchLimits, pack
 from woodshed.contracts import AudioInfo, BadRow, Encoder, Failure, Item, Json, Outline, Piece, RecordSpec
 from woodshed.errors import ItemError
 from woodshed.run.patience import STALL_S, BoundedMap, patience_s, stalled
-from woodshed.store.store import Entry
+from woodshed.store.entries import Entry
+from woodshed.store.log import CommitLog
 
 PROBE_ROWS = 512
 """Rows that are probed together: enough to keep the threads busy, few enough to keep memory flat."""
@@ -61,14 +62,14 @@ class Unit:
             "unit": self.number,
             "rank": self.rank,
             "shard": self.shard,
+            "ids": [planned.item.id for planned in self.items],
+            "positions": [planned.position for planned in self.items],
             "items": [
                 {
-                    "id": planned.item.id,
                     "size": planned.item.size_bytes,
                     "mtime_ns": planned.item.mtime_ns,
                     "meta_digest": planned.meta_digest,
                     "audio": asdict(planned.item.audio) if planned.item.audio else None,
-                    "position": planned.position,
                     "records": planned.num_records,
                     "pieces": [[piece.key, piece.cost_s] for piece in planned.pieces],
                 }
@@ -133,7 +134,7 @@ def meta_digest(meta: Mapping[str, Json]) -> str:
 
 def read_rows(
     rows: Iterable[Item | BadRow],
-    known: Callable[[str], Entry | None],
+    log: CommitLog,
     planned: Mapping[str, PlannedItem],
     encoder: Encoder,
     options: PlanOptions,
@@ -143,7 +144,7 @@ def read_rows(
     """Sort every row into done, failed, skipped, planned before or new; probe the header of what is new.
 
     Args:
-        known: looks an id up in the folder's log.
+        log: what is committed.
         planned: items of earlier plans that are not yet done, by id; those that are unchanged keep their place.
         stopped: when true, reading ends and the account is not complete.
 
@@ -151,7 +152,7 @@ def read_rows(
         WoodshedError: so many files hang that their disk must be at fault.
     """
     account = Account()
-    reading = _Reading(known, planned, encoder, options, account, stopped)
+    reading = _Reading(log, planned, encoder, options, account, stopped)
     iterator = iter(rows)
     while (chunk := list(islice(iterator, PROBE_ROWS))) and not stopped():
         for row in chunk:
@@ -168,14 +169,14 @@ class _Reading:
 
     def __init__(
         self,
-        known: Callable[[str], Entry | None],
+        log: CommitLog,
         planned: Mapping[str, PlannedItem],
         encoder: Encoder,
         options: PlanOptions,
         account: Account,
         stopped: Callable[[], bool],
     ) -> None:
-        self._known, self._planned, self._options = known, planned, options
+        self._log, self._planned, self._options = log, planned, options
         self._account, self._stopped = account, stopped
         self.fresh: list[tuple[Item, Entry | None]] = []
         """Items to be looked at; with an entry those that may have been touched or copied only."""
@@ -192,16 +193,20 @@ class _Reading:
         """Account for one row, or put it with those that are looked at."""
         account = self._account
         account.num_rows += 1
-        entry = self._known(row.id)
         if isinstance(row, BadRow):
-            self._sort_in_bad(row, entry)
+            self._sort_in_bad(row, self._log.entry(row.id))
             return
+        meta = meta_digest(row.meta)
+        if self._log.is_done(row.id, size_bytes=row.size_bytes, mtime_ns=row.mtime_ns, meta_digest=meta):
+            account.num_done += 1
+            return
+        entry = self._log.entry(row.id)
         before = self._planned.get(row.id)
         if before is not None and _same_source(before, row):
             account.resumed[row.id] = row
         elif entry is None:
             self.fresh.append((row, None))
-        elif entry.size_bytes != row.size_bytes or entry.meta_digest != meta_digest(row.meta):
+        elif entry.size_bytes != row.size_bytes or entry.meta_digest != meta:
             self._start_anew(row, entry)
         elif entry.mtime_ns == row.mtime_ns:
             self._settle(row, entry)
@@ -336,12 +341,31 @@ def _groups(items: Sequence[PlannedItem], options: PlanOptions) -> Iterator[list
         yield group
 
 
-def estimate_bytes(items: Iterable[PlannedItem], spec: RecordSpec) -> int:
-    """Bytes of the arrays of these items: frames times the size of a frame."""
+def estimate_bytes(items: Iterable[PlannedItem], spec: RecordSpec, *, padded_samples: int | None = None) -> int:
+    """Bytes of the arrays of these items: frames times the size of a frame.
+
+    Args:
+        padded_samples: length that every record is filled up to, at the model's rate; None where none is.
+    """
     per_frame = sum(array.bytes_per_frame for array in spec.arrays.values())
     frame_s = spec.hop_samples / spec.rate_hz
+    if padded_samples is not None:
+        return sum(planned.num_records for planned in items) * (padded_samples // spec.hop_samples) * per_frame
     seconds = sum(planned.item.audio.duration_s for planned in items if planned.item.audio)
     return round(seconds / frame_s * per_frame)
+
+
+def unit_head(line: bytes) -> dict[str, Json]:
+    """What a unit's line says before its items: `unit`, `rank`, `shard`, and the items' `ids` and `positions`.
+
+    A plan of a million items is read at every start, and most of it is done.
+
+    >>> unit_head(b'{"unit":0,"rank":0,"shard":0,"ids":["a"],"positions":[0],"items":[{"size":1}],"batches":[]}')
+    {'unit': 0, 'rank': 0, 'shard': 0, 'ids': ['a'], 'positions': [0]}
+    """
+    # Inside a JSON string the quotes would be escaped.
+    head: dict[str, Json] = json.loads(line[: line.index(b',"items":')] + b"}")
+    return head
 
 
 def unit_from_json(line: Mapping[str, Json], items: Mapping[str, Item]) -> Unit:
@@ -350,14 +374,14 @@ def unit_from_json(line: Mapping[str, Json], items: Mapping[str, Item]) -> Unit:
     Items that are not in `items` (done, or gone from the source) keep their seat, so that batches keep their shape.
     """
     planned = []
-    for row in line["items"]:
+    for name, position, row in zip(line["ids"], line["positions"], line["items"], strict=True):
         audio = AudioInfo(**row["audio"]) if row["audio"] else None
-        seat = Item(id=row["id"], path="", relpath=row["id"], size_bytes=row["size"], mtime_ns=row["mtime_ns"])
+        seat = Item(id=name, path="", relpath=name, size_bytes=row["size"], mtime_ns=row["mtime_ns"])
         planned.append(
             PlannedItem(
-                item=replace(items.get(row["id"], seat), audio=audio),
+                item=replace(items.get(name, seat), audio=audio),
                 meta_digest=row["meta_digest"],
-                position=row["position"],
+                position=position,
                 num_records=row["records"],
                 pieces=tuple(Piece(key=key, cost_s=cost_s) for key, cost_s in row["pieces"]),
             )

@@ -6,6 +6,7 @@ new. `run_plan` writes the plan down, works it off and gives the account.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -16,9 +17,11 @@ import numpy as np
 from woodshed.chance import generator
 from woodshed.contracts import BadRow, Encoder, Item, Json, Observer, Progress, Summary
 from woodshed.run.engine import Annotate, Engine, EngineOptions
-from woodshed.run.plan import Account, PlannedItem, PlanOptions, Unit, make_units, read_rows, unit_from_json
+from woodshed.run.plan import Account, PlannedItem, PlanOptions, Unit, make_units, read_rows, unit_from_json, unit_head
 from woodshed.run.stopping import StopSignals
-from woodshed.store.store import Entry, SourceFacts, Store
+from woodshed.store.entries import Entry, SourceFacts
+from woodshed.store.log import CommitLog
+from woodshed.store.store import Store
 
 MAX_FAILURES_LISTED = 100
 
@@ -65,22 +68,22 @@ def plan_folder(
     encoder: Encoder,
     options: PlanOptions,
     *,
-    entry: Callable[[str], Entry | None],
-    planned_before: Iterable[Json],
+    log: CommitLog,
+    planned_before: Iterable[bytes],
     next_position: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Work:
     """Sort all rows and plan what is new; nothing is written.
 
     Args:
-        entry: the folder's log.
+        log: what is committed.
         planned_before: units of earlier plans, as they were written down.
         stopped: when true, planning ends, and nothing of the plan is used.
     """
-    before = _EarlierPlans()
+    before = _EarlierPlans(log)
     for line in planned_before:
-        before.add(line, entry)
-    account = read_rows(rows, entry, before.waiting, encoder, options, stopped=stopped)
+        before.add(line)
+    account = read_rows(rows, log, before.waiting, encoder, options, stopped=stopped)
     if options.shuffle_seed is not None:
         order = generator(options.shuffle_seed, "shuffle").permutation(len(account.new))
         account.new = [account.new[index] for index in np.asarray(order)]
@@ -90,7 +93,7 @@ def plan_folder(
         account.new, options, encoder.spec, unit=before.num_units, position=next_position, shard=shard
     )
     shard_items = before.shard_items
-    shard_items.subtract(before.shards_left(account, entry))
+    shard_items.subtract(before.shards_left(account))
     for unit in new_units:
         shard_items[unit.shard] += len(unit.items)
     pending = {name: before.waiting[name].position for name in account.resumed}
@@ -111,41 +114,45 @@ class _EarlierPlans:
     log has nothing on its item, or a word of an earlier position; it is out of date when the log has a later one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: CommitLog) -> None:
+        self._log = log
         self.num_units = 0
         self.waiting: dict[str, PlannedItem] = {}
         self.open_lines: list[Json] = []
         self.shard_items: Counter[int] = Counter()
         self._shards: dict[str, int] = {}
 
-    def add(self, line: Mapping[str, Json], entry: Callable[[str], Entry | None]) -> None:
+    def add(self, line: bytes) -> None:
         """Take the next unit, in the order of planning."""
         self.num_units += 1
-        shard = line["shard"]
+        head = unit_head(line)
+        shard = head["shard"]
         open_ids = set()
-        for row in line["items"]:
-            known, name = entry(row["id"]), row["id"]
-            if known is None or (known.position is not None and known.position < row["position"]):
+        for name, position in zip(head["ids"], head["positions"], strict=True):
+            if self._log.is_at(name, position):
+                self.shard_items[shard] += 1
+                continue
+            known = self._log.entry(name)
+            if known is None or (known.position is not None and known.position < position):
                 last = self._shards.get(name, None if known is None else known.shard)
                 if last is not None:
                     self.shard_items[last] -= 1
                 self._shards[name] = shard
                 open_ids.add(name)
-            elif known.position != row["position"]:
-                continue
-            self.shard_items[shard] += 1
+                self.shard_items[shard] += 1
         if open_ids:
-            self.open_lines.append(line)
-            seats = unit_from_json(line, {}).items
+            unit = json.loads(line)
+            self.open_lines.append(unit)
+            seats = unit_from_json(unit, {}).items
             self.waiting |= {planned.item.id: planned for planned in seats if planned.item.id in open_ids}
 
-    def shards_left(self, account: Account, entry: Callable[[str], Entry | None]) -> Counter[int]:
+    def shards_left(self, account: Account) -> Counter[int]:
         """Seats that nobody will take: their item has gone, cannot be read any more, or is planned anew."""
         left = Counter(shard for name, shard in self._shards.items() if name not in account.resumed)
         anew = [planned.item.id for planned in account.new]
-        spoilt = [failure.id for failure in account.failures if _is_done(entry(failure.id))]
+        spoilt = [failure.id for failure in account.failures if _is_done(self._log.entry(failure.id))]
         for name in (*anew, *spoilt):
-            known = entry(name) if name not in self._shards else None
+            known = self._log.entry(name) if name not in self._shards else None
             if known is not None and known.shard is not None:
                 left[known.shard] += 1
         return left
@@ -193,8 +200,8 @@ def run_plan(
 def _record_bad_rows(account: Account, store: Store) -> None:
     """Rows that never became items are in the log as well, so that a folder can be asked what is missing and why."""
     for failure in account.failures:
-        known = store.entry(failure.id)
-        if known is None or known.status == "done":
+        # what was done before its source or caption broke stays: nothing already produced is ever lost
+        if store.entry(failure.id) is None:
             store.fail(SourceFacts(id=failure.id), kind=failure.kind, reason=failure.reason)
     for skip in account.skipped:
         if store.entry(skip.id) is None:

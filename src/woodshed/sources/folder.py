@@ -184,7 +184,8 @@ class _Walk:
             listing.folders[name] = entry.is_symlink()
             listing.names.append(name)
             return
-        suffix = os.path.splitext(name)[1]
+        dot = name.rfind(".")
+        suffix = name[dot:] if dot > 0 else ""
         if suffix in AUDIO_SUFFIXES or suffix.lower() in AUDIO_SUFFIXES:
             listing.names.append(name)
             return

@@ -31,12 +31,18 @@ TMP = ".woodshed/tmp"
 _RECORDS = b',"records":'
 """Ends the head of a line. Inside a JSON string the quotes would be escaped, and no key before it has this name."""
 _OPEN_SEGMENTS = 64
-_STATUS: tuple[Status, ...] = ("done", "failed", "skipped")
+_STATUSES: tuple[Status, ...] = ("done", "failed", "skipped")
+_STATUS = {name: number for number, name in enumerate(_STATUSES)}
 _ABSENT = -1
-_DIGEST = re.compile(r"xxh3_128:[0-9a-f]{32}")
+_DIGEST = "xxh3_128:"
+_DIGEST_BYTES = 16
 _FIXED = struct.Struct("<BBqqqiiqiqdIQ")
 """Status, digest form, size, mtime, position, shard, num_records, num_samples, num_silent, num_bytes, audio_s,
-segment, offset. A million entries as objects would need a gigabyte."""
+segment, offset. The digests follow. A million entries as objects would need a gigabyte."""
+_SOURCE = struct.Struct("<2xqqq")
+"""Of those: size, mtime, position."""
+_WHERE = struct.Struct("<26xi32xI8x")
+"""Of those: shard, segment."""
 
 
 class CommitLog:
@@ -88,31 +94,34 @@ class CommitLog:
             heads.append(body[start:head_end])
             offsets.append(start)
             start = end + 1
-        for head, offset in zip(json.loads(b"[" + b"},".join(heads) + b"}]") if heads else [], offsets, strict=True):
-            self._add_head(head, segment, offset)
+        self._add_heads(json.loads(b"[" + b"},".join(heads) + b"}]") if heads else [], offsets, segment)
         for shard in footer["shards"]:
             files = tuple(FileEntry(*file) for file in shard["files"])
             self.shards[shard["shard"]] = ShardEntry(shard["shard"], segment, shard["num_items"], files)
 
-    def _add_head(self, head: dict[str, Json], segment: int, offset: int) -> None:
-        item_id, status, digest, meta_digest = head["id"], _STATUS.index(head["status"]), head["digest"], head["meta"]
-        if item_id in self._packed:
-            self._tally(item_id, self._packed[item_id], -1)
-        short = _DIGEST.fullmatch(digest) is not None and _DIGEST.fullmatch(meta_digest) is not None
-        position = _ABSENT if head["pos"] is None else head["pos"]
-        shard = _ABSENT if head["shard"] is None else head["shard"]
-        packed = _FIXED.pack(
-            status, short, head["size"], head["mtime"], position, shard, head["n"], head["samples"], head["silent"],
-            head["bytes"], head["s"], segment, offset,
-        )  # fmt: skip
-        packed += bytes.fromhex(digest[9:] + meta_digest[9:]) if short else f"{digest}\0{meta_digest}".encode()
-        self._packed[item_id] = packed
-        if status:
-            self._reasons[item_id] = (head["kind"], head["reason"])
-        else:
-            self._reasons.pop(item_id, None)
-        self.next_position = max(self.next_position, position + head["n"])
-        self._tally(item_id, packed, 1)
+    def _add_heads(self, heads: list[dict[str, Json]], offsets: list[int], segment: int) -> None:
+        # A million heads are read at every start: what is looked up once here is not looked up a million times.
+        known, reasons, tally, pack = self._packed, self._reasons, self._tally, _FIXED.pack
+        for head, offset in zip(heads, offsets, strict=True):
+            item_id, digest, meta_digest, status = head["id"], head["digest"], head["meta"], _STATUS[head["status"]]
+            position, shard, num_records = head["pos"], head["shard"], head["n"]
+            if position is None:
+                position = _ABSENT
+            elif position + num_records > self.next_position:
+                self.next_position = position + num_records
+            before = known.get(item_id)
+            if before is not None:
+                tally(item_id, before, -1)
+            raw = _raw_digest(digest)
+            known[item_id] = packed = pack(
+                status, raw is not None, head["size"], head["mtime"], position, _ABSENT if shard is None else shard,
+                num_records, head["samples"], head["silent"], head["bytes"], head["s"], segment, offset,
+            ) + (f"{digest}\0{meta_digest}".encode() if raw is None else raw + meta_digest.encode())  # fmt: skip
+            if status:
+                reasons[item_id] = (head["kind"], head["reason"])
+            elif before is not None:
+                reasons.pop(item_id, None)
+            tally(item_id, packed, 1)
 
     def _tally(self, item_id: str, packed: bytes, sign: int) -> None:
         status, _, _, _, _, shard, num_records, _, num_silent, num_bytes, audio_s, _, _ = _FIXED.unpack_from(packed)
@@ -149,16 +158,29 @@ class CommitLog:
          _) = _FIXED.unpack_from(packed)  # fmt: skip
         tail = packed[_FIXED.size :]
         if short:
-            digest, meta_digest = (f"xxh3_128:{part.hex()}" for part in (tail[:16], tail[16:]))
+            digest, meta_digest = _DIGEST + tail[:_DIGEST_BYTES].hex(), tail[_DIGEST_BYTES:].decode()
         else:
             digest, meta_digest = tail.decode().split("\0")
         kind, reason = self._reasons.get(item_id, ("", ""))
         return Entry(
-            id=item_id, status=_STATUS[status], size_bytes=size, mtime_ns=mtime, digest=digest, meta_digest=meta_digest,
-            position=None if position == _ABSENT else position, shard=None if shard == _ABSENT else shard,
-            num_records=num_records, num_samples=num_samples, num_silent=num_silent, num_bytes=num_bytes,
-            audio_s=audio_s, kind=kind, reason=reason,
+            id=item_id, status=_STATUSES[status], size_bytes=size, mtime_ns=mtime, digest=digest,
+            meta_digest=meta_digest, position=None if position == _ABSENT else position,
+            shard=None if shard == _ABSENT else shard, num_records=num_records, num_samples=num_samples,
+            num_silent=num_silent, num_bytes=num_bytes, audio_s=audio_s, kind=kind, reason=reason,
         )  # fmt: skip
+
+    def is_done(self, item_id: str, *, size_bytes: int, mtime_ns: int, meta_digest: str) -> bool:
+        """Whether the latest word on an item is that it is done, from a source of this state. Quicker than `entry`."""
+        packed = self._packed.get(item_id)
+        if packed is None or packed[0] or not packed[1]:
+            return False
+        size, mtime, _ = _SOURCE.unpack_from(packed)
+        return (size, mtime) == (size_bytes, mtime_ns) and packed[_FIXED.size + _DIGEST_BYTES :] == meta_digest.encode()
+
+    def is_at(self, item_id: str, position: int) -> bool:
+        """Whether the latest word on an item came under this position of the plan."""
+        packed = self._packed.get(item_id)
+        return packed is not None and _SOURCE.unpack_from(packed)[2] == position
 
     def records(self, item_id: str) -> tuple[RecordEntry, ...]:
         """The records of a committed item, read from its segment."""
@@ -197,16 +219,16 @@ class CommitLog:
 
     def is_in_shard(self, item_id: str) -> bool:
         """Whether a complete shard holds the latest records of an item of a packed layout."""
-        unpacked = _FIXED.unpack_from(self._packed[item_id])
-        shard = self.shards.get(unpacked[5])
-        return shard is not None and shard.segment > unpacked[-2]
+        shard, segment = _WHERE.unpack_from(self._packed[item_id])
+        complete = self.shards.get(shard)
+        return complete is not None and complete.segment > segment
 
     def unpacked_items(self) -> Iterator[str]:
         """Items that have a shard whose files do not hold their latest word yet."""
         newest = {shard: complete.segment for shard, complete in self.shards.items()}
         for item_id, packed in self._packed.items():
-            fields = _FIXED.unpack_from(packed)
-            if fields[5] != _ABSENT and newest.get(fields[5], -1) <= fields[-2]:
+            shard, segment = _WHERE.unpack_from(packed)
+            if shard != _ABSENT and newest.get(shard, -1) <= segment:
                 yield item_id
 
     def in_order(self) -> list[str]:
@@ -222,6 +244,15 @@ class CommitLog:
         for item_id, (kind, reason) in self._reasons.items():
             if self._packed[item_id][0] == 1:
                 yield Failure(id=item_id, kind=kind, reason=reason)
+
+
+def _raw_digest(digest: str) -> bytes | None:
+    """The bytes of a digest in its usual form, which gives them back; None for any other text."""
+    try:
+        raw = bytes.fromhex(digest[len(_DIGEST) :])
+    except ValueError:
+        return None
+    return raw if len(raw) == _DIGEST_BYTES and _DIGEST + raw.hex() == digest else None
 
 
 def segment_order(name: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from woodshed.contracts import Json
 from woodshed.store.disk import Disk
-from woodshed.store.sealed import seal, to_line, unseal
+from woodshed.store.sealed import body_lines, check_sealed, seal, to_line
 
 PLAN = ".woodshed/plan"
 
@@ -22,8 +22,11 @@ class Plan:
 
     def __init__(self, folder: Path, disk: Disk) -> None:
         self._folder, self._disk = folder, disk
-        self._paths = sorted((folder / PLAN).glob("*.jsonl"))
-        footers = [unseal(path)[1] for path in self._paths]
+        self._bodies: dict[Path, int] = {}
+        footers = []
+        for path in sorted((folder / PLAN).glob("*.jsonl")):
+            self._bodies[path], footer = check_sealed(path)
+            footers.append(footer)
         self._num_units: int = sum(footer["num_units"] for footer in footers)
         self.next_position: int = max((footer["next_position"] for footer in footers), default=0)
         """First position that no unit has taken."""
@@ -36,13 +39,13 @@ class Plan:
         """
         lines = [to_line(unit) for unit in units]
         content = seal(lines, {"num_units": len(lines), "next_position": next_position})
-        path = self._folder / PLAN / f"{len(self._paths):08d}.jsonl"
+        path = self._folder / PLAN / f"{len(self._bodies):08d}.jsonl"
         temporary = self._folder / ".woodshed" / "tmp" / f"plan-{path.name}"
         self._disk.write(temporary, [content])
         self._disk.sync([temporary])
         self._disk.rename(temporary, path)
         self._disk.sync([path.parent])
-        self._paths.append(path)
+        self._bodies[path] = sum(len(line) + 1 for line in lines)
         self._num_units += len(lines)
         self.next_position = max(self.next_position, next_position)
 
@@ -50,7 +53,10 @@ class Plan:
         return self._num_units
 
     def __iter__(self) -> Iterator[Json]:
-        """Units one by one; a file at a time is in memory."""
-        for path in self._paths:
-            for line in unseal(path)[0].splitlines():
-                yield json.loads(line)
+        """Units one by one."""
+        return map(json.loads, self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """Units one by one, as they were written down: for whoever needs a part of each."""
+        for path, num_bytes in self._bodies.items():
+            yield from body_lines(path, num_bytes)

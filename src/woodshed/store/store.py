@@ -136,6 +136,11 @@ class Store:
         return self._log.entry(item_id)
 
     @property
+    def log(self) -> CommitLog:
+        """All that is committed, to look things up in."""
+        return self._log
+
+    @property
     def totals(self) -> Totals:
         """Counts and sums over all committed items."""
         return self._log.totals

@@ -1,0 +1,1 @@
+"""One table per claim: speed, memory and distance from a plain reference."""
