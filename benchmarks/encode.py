@@ -76,7 +76,10 @@ def compare(size: str, arguments: argparse.Namespace) -> list[str]:
         make_clips(folder / "warm-up", (0,))
         (folder / "size.json").write_text(json.dumps({"channels": CHANNELS[size]}))
         run_side("model", folder, arguments)
-        sides = {"plain loop": run_side("plain", folder, arguments), "woodshed": run_side("woodshed", folder, arguments)}
+        sides = {
+            "plain loop": run_side("plain", folder, arguments),
+            "woodshed": run_side("woodshed", folder, arguments),
+        }
         if arguments.compile:
             sides["woodshed --compile"] = run_side("compiled", folder, arguments)
         for name, out in (("woodshed", "woodshed"), ("woodshed --compile", "compiled")):
@@ -117,11 +120,11 @@ def side_table(size: str, sides: Mapping[str, Mapping[str, Any]], arguments: arg
     bars = [f"woodshed {BARS[size]:g}x"]
     if size == "small":
         bars.append(f"with --compile {COMPILED_BAR:g}x")
-    lines += ["", f"Bars: {', '.join(bars)}. *Start*: CPU time of imports, and of compiling with a warm cache's miss."]
-    lines[-1] = (
+    lines += [
+        "",
         f"Bars: {', '.join(bars)}. *Start* is the CPU time of imports and, for `--compile`, of a first run on one clip "
-        "that fills the compiler's cache; neither is in the other columns."
-    )
+        "that fills the compiler's cache; neither is in the other columns.",
+    ]
     return lines
 
 

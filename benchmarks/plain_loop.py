@@ -15,9 +15,8 @@ import soundfile
 import soxr
 import torch
 from jaxtyping import Float32
-from torch import Tensor, nn
-
 from tests.encoders.plain_oobleck import plain_encoder
+from torch import Tensor, nn
 
 
 def load_plain(config_path: Path, ckpt_path: Path, device: str) -> nn.Module:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.audio.conftest import GOLDEN, make_music
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.audio.conftest import GOLDEN, make_music
 from woodshed.audio.clip import read, stream
 from woodshed.audio.probe import probe
 from woodshed.audio.resample import ResamplerName, make_resampler, resampled_length

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.audio.conftest import decode_all, write_sound, write_with_ffmpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.audio.test_sound_formats import set_flac_length
 
+from tests.audio.conftest import decode_all, write_sound, write_with_ffmpeg
+from tests.audio.test_sound_formats import set_flac_length
 from woodshed.audio.decode import blocks
 from woodshed.audio.headers import ogg_checksum
 from woodshed.audio.probe import probe

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.audio.conftest import decode_all, make_music, write_sound, write_with_ffmpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.audio.conftest import decode_all, make_music, write_sound, write_with_ffmpeg
 from woodshed.audio.decode import DecodeLimits, blocks
 from woodshed.audio.headers import find_mp3_frames
 from woodshed.audio.opening import file_digest

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.audio.conftest import make_music
 
+from tests.audio.conftest import make_music
 from woodshed.audio.write import Encoding, write_audio
 from woodshed.errors import StoreError, UsageError
 

@@ -292,8 +292,8 @@ def test_places_that_cannot_be_an_output_folder(tmp_path: Path, capfd: pytest.Ca
         (tmp_path / "file", 1, "a file is in the way"),
         (tmp_path / "file" / "below", 1, "a file is in the way"),
         (tmp_path / "foreign", 1, "is not empty and was not made by Woodshed: it holds thesis.doc"),
-        (tmp_path, 1, "is not empty and was not made by Woodshed"),
-        (source, 1, "is not empty and was not made by Woodshed"),
+        (tmp_path, 2, "the input folder"),
+        (source, 2, "the input folder"),
     ):
         assert main(flags(source, output, "--quiet")) == code, output
         error = capfd.readouterr().err

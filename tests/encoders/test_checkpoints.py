@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.encoders.plain_oobleck import PlainAutoencoder, model_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from vector_quantize_pytorch import ResidualVQ
 
+from tests.encoders.plain_oobleck import PlainAutoencoder, model_config
 from woodshed.encoders.checkpoints import Autoencoder, load_autoencoder
 from woodshed.encoders.pretrained import load_diffusers_oobleck, load_pretrained, our_name
 from woodshed.errors import ModelError

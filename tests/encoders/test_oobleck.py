@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.encoders.plain_oobleck import PlainAutoencoder, model_config
 from torch import Tensor, nn
 
+from tests.encoders.plain_oobleck import PlainAutoencoder, model_config
 from woodshed.encoders import oobleck
 from woodshed.encoders.oobleck import (
     OobleckDecoder,
     OobleckEncoder,
     OobleckShape,
     canonical_name,
-    compile_snake,
     fold,
     folded_name,
 )
+from woodshed.encoders.snake import compile_snake, sine_squared
 from woodshed.errors import ModelError
 
 
@@ -176,8 +177,18 @@ def test_gradients_flow_and_agree_with_the_plain_version() -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
+def test_the_polynomial_sine_is_off_by_rounding_only() -> None:
+    angle = torch.cat([torch.linspace(-20, 20, 100_001), torch.linspace(-20_000, 20_000, 100_001)])
+    exact = angle.double().sin().square()
+    error = (sine_squared(angle) - exact).abs()
+    assert (error <= 4e-7 + 1.2e-7 * angle.abs()).all()
+    assert error[:100_001].max() < 4e-7
+    assert sine_squared(torch.tensor([math.nan, math.inf])).isnan().all()
+
+
 @pytest.mark.slow
 def test_the_compiled_snake_stays_within_rounding() -> None:
+    torch._dynamo.utils.counters.clear()
     _, encoder, _ = networks(model_config(channels=8))
     audio = torch.randn(1, 2, 8000)
     with torch.inference_mode():
@@ -185,6 +196,10 @@ def test_the_compiled_snake_stays_within_rounding() -> None:
         compile_snake(encoder)
         assert (encoder(audio) - before).abs().max() < 2e-6 * before.abs().max()
         assert (encoder(audio[..., :4000]) - encoder.layers(audio[..., :4000])).abs().max() < 2e-6 * before.abs().max()
+        pair = torch.cat([audio, -audio])
+        assert (encoder.layers(pair)[:1] - before).abs().max() < 2e-6 * before.abs().max()
+    # one kernel for contiguous input, and one for slices
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
 def test_soft_clip_is_a_tanh_behind_the_decoder() -> None:

@@ -1,10 +1,10 @@
 """Kills `woodshed encode` with SIGKILL at random moments, again and again; run as a process of its own.
 
-    python -m tests.jobs.killing '{"runs": [[...flags...], ...], "output": "out", "start": null, "kills": 30, ...}'
+    python -m tests.jobs.killing '[{"flags": [...], "output": "out", "undisturbed": "there", "kills": 30, ...}, ...]'
 
 The process loads torch once and computes nothing with it; every round is a fork of it that runs the real command.
-Small units, small shards and frequent commits make the short life of such a run eventful. Prints one line of JSON: how
-many rounds and kills there were, in which phase each kill came, and which folders came to their end.
+Small units, small shards and frequent commits make the short life of such a run eventful. Prints JSON, for each order:
+how many rounds and kills there were, in which phase each kill came, and which folders came to their end.
 """
 
 from __future__ import annotations
@@ -140,6 +140,8 @@ def measure_life(order: dict[str, Any]) -> float:
 if __name__ == "__main__":
     assert woodshed.jobs.encode
     make_runs_eventful()
-    given = json.loads(sys.argv[1])
-    given["life_s"] = measure_life(given)
-    print(json.dumps({**work_through(given), "life_s": given["life_s"]}))
+    reports = []
+    for given in json.loads(sys.argv[1]):
+        given["life_s"] = measure_life(given)
+        reports.append({**work_through(given), "life_s": given["life_s"]})
+    print(json.dumps(reports))

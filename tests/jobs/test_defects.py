@@ -12,6 +12,7 @@ import shutil
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,7 @@ def test_defect_04_padding_is_not_computed(tmp_path: Path, model: Model, monkeyp
     assert useful < sum(seen) < 1.25 * useful, "context and a whole number of quanta, and no padding"
     assert sum(seen) < 0.1 * padded
     expected = unchunked(sounds / "0.wav", model("tiny_tanh"), 2580)["latents"]
-    np.testing.assert_allclose(
-        stored(tmp_path / "out")["0.wav"][0][1], expected, rtol=0, atol=1e-5 * expected.std()
-    )
+    np.testing.assert_allclose(stored(tmp_path / "out")["0.wav"][0][1], expected, rtol=0, atol=1e-5 * expected.std())
 
 
 def test_defect_05_two_runs_give_the_same_bytes_and_no_flip_is_baked_in(tmp_path: Path, model: Model) -> None:
@@ -227,7 +226,7 @@ def test_defect_09_ids_follow_from_the_plan_alone(
 ) -> None:
     """The original's ids depend on batch size and number of processes, and processes repeat each other's files."""
     # Ranks get whole units of thousands of items: two items a unit here, so that five suffice.
-    monkeypatch.setitem(PlanOptions.__init__.__kwdefaults__, "unit_items", 2)
+    monkeypatch.setattr("woodshed.jobs.encode.PlanOptions", partial(PlanOptions, unit_items=2))
     sounds = clips(tmp_path / "sounds", [0.3, 2.0, 0.3, 0.3, 1.6])
     places = []
     for size, ranks in ((1, 1), (4, 1), (2, 3)):
@@ -293,7 +292,8 @@ def test_defect_11_tokens_lie_one_way_in_small_integers_under_a_mask_of_frames(t
     frames = 640
     run(sounds, tmp_path / "out", sample_size=frames * 64, is_discrete=True, **own)
     ((meta, tokens),) = stored(tmp_path / "out")["0.wav"]
-    assert (tokens.shape, tokens.dtype) == ((3, frames), np.uint8)
+    assert tokens.shape == (3, frames)
+    assert tokens.dtype == np.uint8
     expected = unchunked(sounds / "0.wav", own, frames)["tokens"]
     np.testing.assert_array_equal(tokens, expected)
     assert len(np.unique(tokens)) > 2
@@ -403,7 +403,8 @@ def test_defect_17_decoding_runs_ahead_and_nothing_is_collected_per_batch(
 ) -> None:
     """The original does one thing at a time, collects garbage before each batch, and syncs and writes after it."""
     sounds = clips(tmp_path / "sounds", [0.3] * 6)
-    prepared, overlapped = threading.Event(), []
+    prepared = threading.Event()
+    overlapped: list[bool] = []
     prepare, encode = FrameEncoder.prepare, FrameEncoder.encode
 
     def watched_prepare(self: FrameEncoder, item: Item) -> Iterator[Example]:
@@ -420,7 +421,12 @@ def test_defect_17_decoding_runs_ahead_and_nothing_is_collected_per_batch(
     monkeypatch.setattr(FrameEncoder, "prepare", watched_prepare)
     monkeypatch.setattr(FrameEncoder, "encode", watched_encode)
     collections: list[int] = []
-    monkeypatch.setattr(gc, "collect", lambda generation=2: collections.append(generation) or 0)
+
+    def counted_collect(generation: int = 2) -> int:
+        collections.append(generation)
+        return 0
+
+    monkeypatch.setattr(gc, "collect", counted_collect)
     run(sounds, tmp_path / "out", batch_size=1, **model("tiny_tanh"))
     assert overlapped == [True]
     assert collections == []

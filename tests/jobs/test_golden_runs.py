@@ -71,7 +71,9 @@ def test_latents_equal_the_originals_in_sound_and_padding(window: str, tmp_path:
         valid = sum(theirs[name][0]["padding_mask"])
         assert 0 < valid < wanted.shape[1], "the comparison below sees sound and padding"
         for part in (slice(0, valid), slice(valid, None)):
-            np.testing.assert_allclose(made[:, part], wanted[:, part], rtol=0, atol=FLOAT32_STEPS * np.abs(wanted).max())
+            np.testing.assert_allclose(
+                made[:, part], wanted[:, part], rtol=0, atol=FLOAT32_STEPS * np.abs(wanted).max()
+            )
 
 
 @pytest.mark.parametrize("window", ["first", "tile"])

@@ -38,46 +38,48 @@ def make_sounds(folder: Path, count: int) -> Path:
     return folder
 
 
-def killed(
-    folder: Path,
-    flags: list[str],
-    *,
-    kills: int,
-    seed: int = 0,
-    start: Path | None = None,
-    in_planning: bool = False,
-    code: int = 3,
+def order(
+    folder: Path, flags: list[str], *, kills: int, seed: int = 0, start: Path | None = None, in_planning: bool = False
 ) -> dict[str, Any]:
-    """Runs once undisturbed and then under fire; asserts that every folder ends as the undisturbed one."""
-    flags = [*flags, "--device", "cpu", "--num-workers", "2"]
-    order = {
-        "flags": flags, "output": str(folder / "out"), "undisturbed": str(folder / "undisturbed"), "kills": kills,
-        "seed": seed, "start": None if start is None else str(start), "in_planning": in_planning, "codes": [code],
+    """What the process that kills is told: a run below `folder`, undisturbed once and then under fire."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "flags": [*flags, "--device", "cpu", "--num-workers", "2"], "output": str(folder / "out"), "kills": kills,
+        "undisturbed": str(folder / "undisturbed"), "seed": seed, "start": None if start is None else str(start),
+        "in_planning": in_planning, "codes": [3],
     }  # fmt: skip
+
+
+def killed(*orders: dict[str, Any]) -> list[dict[str, Any]]:
+    """Carries the orders out, and asserts that every folder ends as the undisturbed one."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.jobs.killing", json.dumps(order)],
+        [sys.executable, "-m", "tests.jobs.killing", json.dumps(orders)],
         check=False, capture_output=True, text=True, timeout=900, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    report: dict[str, Any] = json.loads(done.stdout)
-    print(report)
-    assert report["kills"] == kills
-    expected = tree(folder / "undisturbed")
-    assert len(expected) > 1
-    for name in report["folders"]:
-        made = tree(Path(name))
-        assert made.keys() == expected.keys(), name
-        assert [file for file in made if made[file] != expected[file]] == [], name
-        assert list((Path(name) / ".woodshed" / "tmp").iterdir()) == []
-    return report
+    reports: list[dict[str, Any]] = json.loads(done.stdout)
+    for given, report in zip(orders, reports, strict=True):
+        print({name: report[name] for name in ("kills", "rounds", "phases", "life_s")})
+        assert report["kills"] == given["kills"]
+        expected = tree(Path(given["undisturbed"]))
+        assert len(expected) > 1
+        for name in report["folders"]:
+            made = tree(Path(name))
+            assert made.keys() == expected.keys(), name
+            assert [file for file in made if made[file] != expected[file]] == [], name
+            assert list((Path(name) / ".woodshed" / "tmp").iterdir()) == []
+    return reports
 
 
-@both_layouts
-def test_a_few_kills(tmp_path: Path, layout: str) -> None:
-    source = make_sounds(tmp_path / "sounds", 18)
-    flags = ["--input", str(source), "--sample-size", "16384", "--layout", layout, *VAE]
-    killed(tmp_path, flags, kills=3)
+def test_a_few_kills(tmp_path: Path) -> None:
+    flags = ["--input", str(make_sounds(tmp_path / "sounds", 18)), "--sample-size", "16384", *VAE]
+    *_, planning = killed(
+        order(tmp_path / "files", [*flags, "--layout", "stable_audio"], kills=3),
+        order(tmp_path / "shards", [*flags, "--layout", "shards"], kills=3),
+        order(tmp_path / "planning", flags, kills=3, in_planning=True),
+    )
+    assert planning["phases"].get("starting", 0) + planning["phases"].get("planning", 0) >= 1
 
 
 @pytest.mark.slow
@@ -85,15 +87,8 @@ def test_a_few_kills(tmp_path: Path, layout: str) -> None:
 def test_thirty_kills(tmp_path: Path, layout: str) -> None:
     source = make_sounds(tmp_path / "sounds", 60)
     flags = ["--input", str(source), "--sample-size", "16384", "--layout", layout, *VAE]
-    report = killed(tmp_path, flags, kills=30, seed=1)
+    (report,) = killed(order(tmp_path, flags, kills=30, seed=1))
     assert len(report["phases"]) >= 3, "the kills are spread over the run's life"
-
-
-def test_kills_during_the_first_planning(tmp_path: Path) -> None:
-    source = make_sounds(tmp_path / "sounds", 30)
-    flags = ["--input", str(source), "--sample-size", "16384", *VAE]
-    report = killed(tmp_path, flags, kills=3, in_planning=True)
-    assert report["phases"].get("starting", 0) + report["phases"].get("planning", 0) >= 1, report
 
 
 @pytest.mark.parametrize(
@@ -102,10 +97,7 @@ def test_kills_during_the_first_planning(tmp_path: Path) -> None:
 )
 def test_kills_while_new_and_changed_sources_are_encoded(tmp_path: Path, layout: str, kills: int) -> None:
     source = make_sounds(tmp_path / "sounds", 18)
-    flags = ["--sample-size", "16384", "--layout", layout, *VAE]
-    (tmp_path / "first").mkdir()
-    killed(tmp_path / "first", ["--input", str(source), *flags], kills=0)
-    other = shutil.copytree(source, tmp_path / "second" / "sounds")
+    other = shutil.copytree(source, tmp_path / "other" / "sounds")
     for number in (3, 8, 13):
         path = next(other.rglob(f"{number:02d}.*"))
         soundfile.write(path, sound(1.3, 44_100, 2, seed=100 + number), 44_100)
@@ -114,11 +106,15 @@ def test_kills_while_new_and_changed_sources_are_encoded(tmp_path: Path, layout:
     next(other.rglob("07.*")).unlink()
     soundfile.write(other / "nan.wav", sound(0.5, 44_100, 2, seed=9), 44_100)
     make_sounds(other / "new", 10)
-    second = ["--input", str(other), *flags]
-    killed(tmp_path / "second", second, kills=kills, start=tmp_path / "first" / "undisturbed", seed=2)
+    flags = ["--sample-size", "16384", "--layout", layout, *VAE]
+    first = order(tmp_path / "first", ["--input", str(source), *flags], kills=0)
+    start = Path(first["undisturbed"])
+    second = order(tmp_path / "second", ["--input", str(other), *flags], kills=kills, start=start, seed=2)
+    killed(first, second)
+    assert tree(start).keys() != tree(Path(second["undisturbed"])).keys()
 
 
 @pytest.mark.slow
 def test_kills_with_the_embedded_model(tmp_path: Path) -> None:
     source = make_sounds(tmp_path / "sounds", 12)
-    killed(tmp_path, ["--input", str(source), "--layout", "shards"], kills=5)
+    killed(order(tmp_path, ["--input", str(source), "--layout", "shards"], kills=5))

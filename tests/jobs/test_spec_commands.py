@@ -1,4 +1,4 @@
-"""The four command lines of the specification of `pre_encode.py`, with `python pre_encode.py` read as `woodshed encode`.
+"""The command lines of the specification of `pre_encode.py`, with `python pre_encode.py` read as `woodshed encode`.
 
 The files stand under the very paths that the commands name. Each command is given as flags, and again as settings in
 the specification's Hydra tree.

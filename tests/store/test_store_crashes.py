@@ -12,9 +12,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
+
 from tests.store.bad_disks import CountingDisk, Killed, PowerCutDisk
 from tests.store.small_store import LAYOUTS, Job, check, first_plan, run, second_plan, tree
-
 from woodshed.errors import StoreError
 from woodshed.store.disk import Disk
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.store.small_store import LAYOUTS, SPEC, QuickDisk, first_plan, run, tree
 
+from tests.store.small_store import LAYOUTS, SPEC, QuickDisk, first_plan, run, tree
 from woodshed.errors import StoreError
 from woodshed.store.log import CommitLog
 from woodshed.store.reader import open_reader

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tests.store.small_store import LAYOUTS, SPEC, first_plan, run
 
+from tests.store.small_store import LAYOUTS, SPEC, first_plan, run
 from woodshed.contracts import ArraySpec, AudioInfo, Item, Place, Record, RecordSpec
 from woodshed.errors import ItemError, StoreError
 from woodshed.store.describe import clashing_columns

@@ -10,8 +10,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.store.small_store import LAYOUTS, SPEC, Job, QuickDisk, check, facts_of, item_of, place_of, record_of, run, tree
 
+from tests.store.small_store import (
+    LAYOUTS,
+    SPEC,
+    Job,
+    QuickDisk,
+    check,
+    facts_of,
+    item_of,
+    place_of,
+    record_of,
+    run,
+    tree,
+)
 from woodshed.contracts import Place, Record
 from woodshed.errors import ItemError, StoreError
 from woodshed.store.reader import open_reader

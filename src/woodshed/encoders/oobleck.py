@@ -12,7 +12,7 @@ latents do not depend on its neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, cast
@@ -34,6 +34,7 @@ from woodshed.encoders.reach import (
     stride_of,
     verify_reach,
 )
+from woodshed.encoders.snake import Snake
 from woodshed.errors import ModelError
 
 SNAKE_FLOOR = 1e-9
@@ -42,56 +43,6 @@ TILE_ELEMENTS = 262_144
 """Activations per tile, one megabyte in float32: two such tensors fit the second-level cache of current cores."""
 MIN_TILE_SAMPLES = 2_048
 """Tiles shorter than this spend more on laying out weights than they save."""
-
-SnakeFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def snake(x: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
-    """x + gain * sin(rate * x)^2, differentiable. `x` is (batch, channel, time), the others (channel, 1)."""
-    return torch.addcmul(x, torch.sin(x * rate).square(), gain)
-
-
-def _snake_in_place(x: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
-    # One temporary, which becomes the result: fresh memory costs more than the arithmetic.
-    wave = torch.mul(x, rate).sin_().square_()
-    return torch.addcmul(x, wave, gain, out=wave)
-
-
-class Snake(nn.Module):
-    """Periodic activation with one frequency and one strength per channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.ones(channels, 1))
-        """exp(alpha) of the checkpoint."""
-        self.gain = nn.Parameter(torch.ones(channels, 1))
-        """1 / (exp(beta) + 1e-9) of the checkpoint."""
-        self.compiled: SnakeFunction | None = None
-
-    def forward(self, x: Float[Tensor, "batch channel time"]) -> Float[Tensor, "batch channel time"]:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return snake(x, self.rate, self.gain)
-        return (self.compiled or _snake_in_place)(x, self.rate, self.gain)
-
-
-def compile_snake(network: nn.Module) -> None:
-    """Let every Snake in `network` run as one fused kernel (needs a working C++ or Triton compiler at the first call).
-
-    One kernel serves all shapes. Results differ from the plain ones by rounding (4e-7).
-    """
-    kernel = cast(SnakeFunction, torch.compile(snake, dynamic=True))
-
-    def fused(x: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
-        # Detached, because the compiler makes a kernel for each shape of a parameter. Of two axes, because it makes
-        # another for a batch of one.
-        batch, channels, time = x.shape
-        rows = x.reshape(batch * channels, time)
-        wide = [factor.detach().repeat(batch, 1) if batch > 1 else factor.detach() for factor in (rate, gain)]
-        return kernel(rows, *wide).view(batch, channels, time)
-
-    for module in network.modules():
-        if isinstance(module, Snake):
-            module.compiled = fused
 
 
 def folded_name(key: str) -> str:

@@ -35,7 +35,9 @@ def run(settings: DemoSettings, *, observer: Observer) -> DemoReport:
     with as_file(files("woodshed.assets") / "demo") as embedded:
         shutil.copytree(embedded, sounds, dirs_exist_ok=True)
     observer.message(f"1/3 encoding {sounds}")
-    summary = encode.run(EncodeSettings(input=sounds, output_path=latents, window="whole", layout="shards"), observer=observer)
+    summary = encode.run(
+        EncodeSettings(input=sounds, output_path=latents, window="whole", layout="shards"), observer=observer
+    )
     assert isinstance(summary, Summary)
     observer.message("2/3 verifying")
     verified = verify.run(VerifySettings(folder=latents, reencode=2), observer=observer)

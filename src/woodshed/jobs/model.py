@@ -22,8 +22,8 @@ from woodshed.encoders.codec import ClipEncoder
 from woodshed.encoders.codec_networks import ClipNetwork, load_codec
 from woodshed.encoders.logmel import LogMel, LogMelConfig
 from woodshed.encoders.models import OobleckModel, Synthesiser, TinyModel
-from woodshed.encoders.oobleck import compile_snake
 from woodshed.encoders.pretrained import load_pretrained
+from woodshed.encoders.snake import compile_snake
 from woodshed.encoders.tiny import TinyCodecConfig, load_woodshed_tiny
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import closest

@@ -186,7 +186,11 @@ class EncodeSettings(Settings):
     num_workers: int = Field(default=4, ge=0, description="Threads that decode ahead; 0 decodes between batches.")
 
     dry_run: bool = Field(default=False, description="Plan, report time and disk needed, and write nothing.")
-    limit_batches: int | None = Field(default=None, ge=1, description="Encode only so many batches of --batch-size files (of one file where that is unset).")
+    limit_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="Encode only so many batches of --batch-size files (of one file where that is unset).",
+    )
     retry_failed: bool = Field(default=False, description="Try the items again that failed in an earlier run.")
     trust_remote_code: bool = Field(
         default=False, description="Allow the Python code that a dataset config names to run."

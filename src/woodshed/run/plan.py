@@ -177,7 +177,7 @@ class _Reading:
         stopped: Callable[[], bool],
     ) -> None:
         self._log, self._planned, self._options = log, planned, options
-        self._account, self._stopped = account, stopped
+        self._account, self._stopped, self._encoder = account, stopped, encoder
         self.fresh: list[tuple[Item, Entry | None]] = []
         """Items to be looked at; with an entry those that may have been touched or copied only."""
         self._outline = self._bounded(lambda item: _outline(item, encoder))
@@ -202,7 +202,7 @@ class _Reading:
             return
         entry = self._log.entry(row.id)
         before = self._planned.get(row.id)
-        if before is not None and _same_source(before, row):
+        if before is not None and _same_source(before, row) and self._is_cut_alike(before):
             account.resumed[row.id] = row
         elif entry is None:
             self.fresh.append((row, None))
@@ -212,6 +212,13 @@ class _Reading:
             self._settle(row, entry)
         else:
             self.fresh.append((row, entry if entry.digest else None))
+
+    def _is_cut_alike(self, before: PlannedItem) -> bool:
+        """Whether the encoder still cuts an item as planned: another release may use other windows."""
+        try:
+            return self._encoder.outline(before.item).pieces == before.pieces
+        except ItemError:
+            return False
 
     def _sort_in_bad(self, row: BadRow, entry: Entry | None) -> None:
         account = self._account
