@@ -105,7 +105,8 @@ def per_second(side: Mapping[str, Any], device: str) -> float:
 def side_table(size: str, sides: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace) -> list[str]:
     clock = "CPU" if arguments.device == "cpu" else "wall"
     lines = [
-        f"| | sound kept | {clock} s | {clock} s per s of sound | times better | peak memory | max difference | start |",
+        f"| | sound kept | {clock} s | {clock} s per s of sound | times better | peak memory "
+        "| max difference | start |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = per_second(sides["plain loop"], arguments.device)

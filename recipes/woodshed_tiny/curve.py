@@ -46,7 +46,7 @@ def main() -> None:
                 axis.axhline(floor, color=COLOURS[kind], linewidth=0.6, linestyle=":")
         axis.set_title(title, fontsize=10)
         if "log-mel" in title:
-            axis.set_ylim(2, 8)
+            axis.set_ylim(1.5, 8)
         axis.grid(alpha=0.2)
     axes[0, 0].legend(fontsize=8)
     for axis in axes[1]:

@@ -141,8 +141,8 @@ def test_codecs_of_transformers_give_tokens_and_sound(sounds: Path, tmp_path: Pa
     torch.manual_seed(0)
     if kind == "encodec":
         config = transformers.EncodecConfig(
-            hidden_size=16, num_filters=4, num_lstm_layers=1, codebook_size=64, upsampling_ratios=[8, 5, 4], sampling_rate=16_000,
-            target_bandwidths=[1.2],
+            hidden_size=16, num_filters=4, num_lstm_layers=1, codebook_size=64, upsampling_ratios=[8, 5, 4],
+            sampling_rate=16_000, target_bandwidths=[1.2],
         )  # fmt: skip
         transformers.EncodecModel(config).save_pretrained(tmp_path / "codec")
     else:

@@ -12,9 +12,9 @@ from typing import Literal
 import woodshed
 
 NEEDED = ("torch", "numpy", "safetensors", "soundfile", "soxr", "pydantic", "hydra-core", "rich")
-EXTRAS: dict[str, tuple[str, ...]] = {"codecs": ("transformers", "diffusers"), "av": ("av",)}
+EXTRAS: dict[str, tuple[str, ...]] = {"codecs": ("transformers",), "av": ("av",)}
 _USES = {
-    "codecs": "EnCodec, DAC and Mimi models, and diffusers' autoencoders",
+    "codecs": "EnCodec, DAC and Mimi models, and names on the Hugging Face hub",
     "av": "m4a, aac and other formats that libsndfile does not read",
 }
 

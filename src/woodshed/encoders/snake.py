@@ -40,7 +40,7 @@ class Snake(nn.Module):
         return (self.compiled or _snake_in_place)(x, self.rate, self.gain)
 
 
-def sine_squared(angle: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+def sine_squared(angle: Tensor) -> Tensor:
     """sin(angle)^2 in float32, from arithmetic that a compiler can put into one loop.
 
     Off by at most 4e-7 more than the rounding of the angle itself makes it. The angle is brought to

@@ -23,7 +23,7 @@ from woodshed.batching.pack import BatchLimits
 from woodshed.contracts import Encoder, Example, Item, Json, Layout, Observer, Record, RecordSpec, Summary
 from woodshed.errors import StoreError
 from woodshed.jobs.folder import SETTINGS, own_folders, settings_to_json
-from woodshed.jobs.model import LoadedModel, load_encoder
+from woodshed.jobs.model import WAITING_BYTES, LoadedModel, load_encoder, pick_device
 from woodshed.jobs.report import PlanReport
 from woodshed.jobs.settings import EncodeSettings
 from woodshed.run.engine import Annotate, EngineOptions
@@ -121,7 +121,9 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
             work,
             model.encoder,
             store,
-            options=EngineOptions(num_threads=settings.num_workers),
+            options=EngineOptions(
+                num_threads=settings.num_workers, max_waiting_bytes=WAITING_BYTES[pick_device(settings.device).type]
+            ),
             observer=observer,
             stopped=stopped,
             annotate=_annotator(source, model.encoder, settings),

@@ -34,6 +34,8 @@ WINDOW_S = 12.0
 the reach of Stable Audio Open, and memory stays small: the widest activations of that model fill 135 MB."""
 BATCH_S = {"cpu": 12.0, "cuda": 96.0, "mps": 24.0}
 """Audio per batch that is tried first; the engine lowers it where memory runs out."""
+WAITING_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20, "mps": 64 * 2**20}
+"""Decoded audio that may wait for the device: a few batches. An hour-long file fills it, whatever it is."""
 CLIP_BATCH_S = {"cpu": 30.0, "cuda": 240.0, "mps": 60.0}
 """The same for codecs that see whole clips: attention and recurrence need few channels but the whole length."""
 QUANTUM_FRAMES = 8
@@ -165,8 +167,28 @@ def _load_frame_model(settings: EncodeSettings, device: torch.device) -> Oobleck
         in bottleneck.analyse(torch.zeros(1, bottleneck.input_dim, 1, dtype=own.dtype, device=own.device)),
     )
     if settings.compile and own.encoder is not None:
-        compile_snake(own.encoder)
+        _compile(own)
     return OobleckModel(own, discrete=settings.is_discrete)
+
+
+def _compile(model: Autoencoder) -> None:
+    """Compile the encoder, and run it once: the compiler starts at the first call only.
+
+    Raises:
+        UsageError: the compiler does not work.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+    assert model.encoder is not None
+    compile_snake(model.encoder)
+    try:
+        with torch.inference_mode():
+            model.encode(torch.zeros(1, model.audio_channels, model.ratio, dtype=model.dtype, device=model.device))
+    except (TorchDynamoException, ImportError, OSError) as error:
+        raise UsageError(
+            f"--compile: torch's compiler does not work here: {str(error).strip().splitlines()[0]}",
+            hint="leave --compile out; or install a C++ compiler, or empty the folder that torch keeps kernels in",
+        ) from error
 
 
 def load_tiny(settings: EncodeSettings, device: torch.device, dtype: torch.dtype) -> TinyModel:
