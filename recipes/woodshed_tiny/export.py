@@ -20,6 +20,7 @@ def export(checkpoint: Path, target: Path) -> None:
     codec.load_state_dict(state["average"])
     part = target.with_suffix(".part")
     save_tiny_codec(codec, part)
+    part.chmod(0o644)
     part.replace(target)
     print(f"{target.stat().st_size / 1e6:.2f} MB after {state['steps']} steps, {state['elapsed_s'] / 60:.0f} minutes")
 

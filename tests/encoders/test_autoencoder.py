@@ -79,6 +79,11 @@ class Network:
         return features
 
     @property
+    def rounding(self) -> float:
+        """A few units in the last place: latents can have a large mean and hardly any deviation."""
+        return 1e-6 if self.dtype == torch.float32 else 0.0
+
+    @property
     def tolerance(self) -> float:
         return FP64_TOLERANCE if self.dtype == torch.float64 else FP32_TOLERANCE * self.scale
 
@@ -120,7 +125,7 @@ def test_whole_equals_the_unchunked_encode(dtype: torch.dtype, data: st.DataObje
         expected = network.whole(item.path, math.ceil(num_samples / network.hop))
         made = record.arrays["latents"]
         assert made.dtype == expected.dtype
-        np.testing.assert_allclose(made, expected, rtol=0, atol=network.tolerance)
+        np.testing.assert_allclose(made, expected, rtol=network.rounding, atol=network.tolerance)
         assert (record.meta["num_samples"], record.meta["valid_frames"]) == (num_samples, expected.shape[1])
 
 
@@ -138,7 +143,7 @@ def test_first_equals_full_padding_in_all_frames(
         encoder = network.encoder(window="first", record_frames=frames, window_frames=2 * network.reach + 9)
         (record,) = records(encoder, item)
         expected = network.whole(item.path, frames)
-        np.testing.assert_allclose(record.arrays["latents"], expected, rtol=0, atol=network.tolerance)
+        np.testing.assert_allclose(record.arrays["latents"], expected, rtol=network.rounding, atol=network.tolerance)
         valid = min(frames, math.ceil(num_samples / network.hop))
         assert (record.meta["num_frames"], record.meta["valid_frames"]) == (frames, valid)
 
@@ -159,7 +164,7 @@ def test_tiles_equal_slices_of_one_fully_padded_encode(
         assert len(made) == math.ceil(num_samples / (frames * network.hop))
         expected = network.whole(item.path, len(made) * frames)
         joined = np.concatenate([record.arrays["latents"] for record in made], axis=1)
-        np.testing.assert_allclose(joined, expected, rtol=0, atol=network.tolerance)
+        np.testing.assert_allclose(joined, expected, rtol=network.rounding, atol=network.tolerance)
         assert sum(record.meta["num_samples"] for record in made) == num_samples
         trimmed = FrameEncoder(tile.model, replace(tile.options, pad_last=False))
         valid = math.ceil(num_samples / network.hop)

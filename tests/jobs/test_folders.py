@@ -18,10 +18,11 @@ from tests.jobs.conftest import RATIO, WINDOW, sound, tree
 from woodshed.audio.clip import read
 from woodshed.audio.probe import probe
 from woodshed.encoders.checkpoints import load_autoencoder
-from woodshed.errors import UsageError
+from woodshed.errors import StoreError, UsageError
 from woodshed.jobs import decode, demo, inspect, verify
+from woodshed.jobs import encode as encode_job
 from woodshed.jobs.encode import Silent
-from woodshed.jobs.settings import DecodeSettings, DemoSettings, InspectSettings, VerifySettings
+from woodshed.jobs.settings import DecodeSettings, DemoSettings, EncodeSettings, InspectSettings, VerifySettings
 
 Model = Callable[[str], dict[str, Path]]
 
@@ -85,6 +86,51 @@ def test_verify_finds_what_is_wrong(sounds: Path, tmp_path: Path, model: Model) 
     assert report.exit_code == 1
     assert {problem.kind for problem in report.problems} >= {"checksum", "missing", "coverage"}
     assert any(problem.id == "late.wav" and problem.kind == "missing" for problem in report.problems)
+
+
+def test_verify_looks_at_what_lies_around_the_records(sounds: Path, tmp_path: Path, model: Model) -> None:
+    encode(sounds, tmp_path / "out", **model("tiny_tanh"))
+    np.save(tmp_path / "out" / "0" / "0000000000099.npy", np.zeros((8, 128), np.float32))
+    details = tmp_path / "out" / "details.json"
+    details.write_bytes(details.read_bytes().replace(b"44100", b"44101", 1))
+    plan = next((tmp_path / "out" / ".woodshed" / "plan").glob("*.jsonl"))
+    plan.write_bytes(plan.read_bytes().replace(b"a.wav", b"b.wav", 1))
+    report = verify.run(VerifySettings(folder=tmp_path / "out"), observer=Silent())
+    assert {(problem.id, problem.kind) for problem in report.problems} == {
+        ("0/0000000000099.npy", "foreign"),
+        ("details.json", "checksum"),
+        (plan.name, "checksum"),
+    }
+
+
+def test_damaged_settings_are_named(sounds: Path, tmp_path: Path, model: Model) -> None:
+    encode(sounds, tmp_path / "out", **model("tiny_tanh"))
+    path = tmp_path / "out" / ".woodshed" / "settings.json"
+    path.write_text(path.read_text().replace("output_path", "outqut_path"))
+    with pytest.raises(StoreError, match=r"settings\.json is damaged"):
+        verify.run(VerifySettings(folder=tmp_path / "out"), observer=Silent())
+
+
+def test_a_dry_run_tells_that_the_folder_is_another_runs(sounds: Path, tmp_path: Path, model: Model) -> None:
+    encode(sounds, tmp_path / "out", **model("tiny_tanh"))
+    other = EncodeSettings(
+        input=sounds, output_path=tmp_path / "out", sample_size=WINDOW, seed=7, dry_run=True, **model("tiny_tanh")
+    )
+    with pytest.raises(StoreError, match=r"preprocessing\.seed: 0 -> 7"):
+        encode_job.run(other, observer=Silent())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"windw": "tile"}, "windw"),
+        ({"batch_size": 0}, "batch"),
+        ({"pretrained_name": "woodshed-tny"}, "did you mean woodshed-tiny"),
+    ],
+)
+def test_wrong_arguments_are_usage_errors(sounds: Path, tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        woodshed.encode(sounds, tmp_path / "out", **wrong)
 
 
 def test_a_moved_source_is_found_by_its_new_name(sounds: Path, tmp_path: Path, model: Model) -> None:

@@ -25,8 +25,8 @@ DECODE_WINDOW_S = 6.0
 class OobleckModel:
     """A stable-audio-tools autoencoder: encoder and bottleneck, and the decoder if it was loaded."""
 
-    def __init__(self, autoencoder: Autoencoder, *, discrete: bool = False) -> None:
-        self.autoencoder = autoencoder
+    def __init__(self, autoencoder: Autoencoder, *, discrete: bool = False, compiled: bool = False) -> None:
+        self.autoencoder, self._compiled = autoencoder, compiled
         bottleneck = autoencoder.bottleneck
         self.rate_hz = autoencoder.rate_hz
         self.channels = autoencoder.audio_channels
@@ -56,6 +56,8 @@ class OobleckModel:
             "config": own.config,
             "kind": self.kind,
             "precision": str(own.dtype).removeprefix("torch."),
+            # compiled kernels round differently: enough to flip a token now and then
+            "compiled": self._compiled,
         }
 
     @torch.inference_mode()

@@ -158,6 +158,11 @@ class OobleckShape:
                 f"{where}: c_mults has {len(self.c_mults)} entries and strides {len(self.strides)}",
                 hint="each block has one of either",
             )
+        if min(self.strides, default=2) < 2:
+            raise ModelError(
+                f"{where}: strides {list(self.strides)} hold a stride of 1, which adds a frame to every clip",
+                hint="leave that block out: frames would not lie on a grid of the ratio",
+            )
         if min(self.audio_channels, self.channels, self.latent_dim) < 1:
             raise ModelError(f"{where}: channel counts and latent_dim are 1 or more, not {self}")
 

@@ -42,7 +42,8 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
     failures: list[Failure] = []
     audio_s = 0.0
     total_s = sum(entry.audio_s for entry in entries)
-    for entry in entries:
+
+    def show() -> None:
         observer.progress(
             Progress(
                 items_total=len(entries),
@@ -55,6 +56,9 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
                 elapsed_s=time.monotonic() - started,
             )
         )
+
+    for entry in entries:
+        show()
         try:
             name = decoded_name(entry.id, settings.format)
             audio = decode_entry(reader, entry, model)
@@ -65,6 +69,7 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
             continue
         files.append(name)
         audio_s += audio.shape[1] / model.rate_hz
+    show()
     return DecodeReport(
         output=str(output),
         num_decoded=len(files),
@@ -96,7 +101,9 @@ def decode_entry(
     frames = _joined(reader, entry)
     if not isinstance(model, ClipNetwork):
         audio = np.concatenate(list(decode_blocks(model, frames)), axis=1)
-        return audio[:, : entry.num_samples]
+        # networks with odd strides give a few samples less than their frames stand for
+        missing = max(0, entry.num_samples - audio.shape[1])
+        return np.pad(audio, ((0, 0), (0, missing)))[:, : entry.num_samples]
     arrays = dict(frames)
     if model.has_scales:
         scales = [reader.arrays(record)["scales"] for record in entry.records]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float
 
 import woodshed
@@ -22,7 +23,8 @@ from woodshed.audio.resample import resampled_length
 from woodshed.batching.pack import BatchLimits
 from woodshed.contracts import Encoder, Example, Item, Json, Layout, Observer, Record, RecordSpec, Summary
 from woodshed.errors import StoreError
-from woodshed.jobs.folder import SETTINGS, own_folders, settings_to_json
+from woodshed.jobs.complaints import checked
+from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, SETTINGS, own_folders, settings_to_json
 from woodshed.jobs.model import WAITING_BYTES, LoadedModel, load_encoder, pick_device
 from woodshed.jobs.report import PlanReport
 from woodshed.jobs.settings import EncodeSettings
@@ -34,6 +36,7 @@ from woodshed.run.stopping import StopSignals
 from woodshed.sources.custom_metadata import Reject
 from woodshed.sources.open import open_source
 from woodshed.sources.source import Source
+from woodshed.store.folder import refuse_other_run
 from woodshed.store.log import CommitLog
 from woodshed.store.reader import open_reader
 from woodshed.store.shards import Shards
@@ -71,7 +74,7 @@ def encode(
         WoodshedError: the run cannot go on. Items that cannot be encoded do not raise: they are in the summary.
     """
     given = {"input": input, "output_path": output} | settings
-    made = EncodeSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    made = checked(EncodeSettings, {name: value for name, value in given.items() if value is not None})
     result = run(made, observer=observer or Silent())
     if isinstance(result, PlanReport):
         raise TypeError("dry_run=True gives a plan: call woodshed.jobs.encode.run")
@@ -113,7 +116,9 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
         _write_down_threads(store)
         observer.message(f"planning {settings.input or settings.dataset_config_path}")
         work = _plan(source, model.encoder, options, store, stopped)
-        store.render("details.json", _details(settings, source, model))
+        details = _details(settings, source, model)
+        store.render(DETAILS, details)
+        store.note(DETAILS_DIGEST, xxhash.xxh3_64_hexdigest(details).encode())
         store.note(SETTINGS, settings_to_json(settings))
         left = f"{len(work.pending)} of {work.account.num_rows} items, {work.audio_s / 60:.1f} minutes"
         observer.message(f"encoding {left}, in {work.num_batches} batches" if work.pending else "nothing to encode")
@@ -159,8 +164,12 @@ def open_store(settings: EncodeSettings, model: LoadedModel) -> Store:
     layout: Layout = Shards(spec=spec)
     if settings.layout == "stable_audio":
         layout = StableAudio(spec=spec, window_samples=model.window_samples, absolute_paths=settings.compat)
-    fingerprint = {**model.encoder.fingerprint, "window_samples": model.window_samples}
-    return Store.open(Path(settings.output_path), layout=layout, fingerprint=fingerprint, spec=spec)
+    return Store.open(Path(settings.output_path), layout=layout, fingerprint=_fingerprint(model), spec=spec)
+
+
+def _fingerprint(model: LoadedModel) -> dict[str, Json]:
+    """What changes numbers for all items."""
+    return {**model.encoder.fingerprint, "window_samples": model.window_samples}
 
 
 def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store, stopped: StopSignals) -> Work:
@@ -178,7 +187,9 @@ def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store, 
 def _dry_run(settings: EncodeSettings, source: Source, model: LoadedModel, options: PlanOptions) -> PlanReport:
     output, encoder = Path(settings.output_path), model.encoder
     if (output / ".woodshed" / "run.json").exists():
-        log = open_reader(output).log
+        reader = open_reader(output)
+        refuse_other_run(output, dict(reader.fingerprint), _fingerprint(model))
+        log = reader.log
         work = plan_folder(source.rows(), encoder, options, log=log, planned_before=(), next_position=log.next_position)
     else:
         work = plan_folder(source.rows(), encoder, options, log=CommitLog(output), planned_before=(), next_position=0)

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from woodshed.contracts import Json
-from woodshed.errors import StoreError
+from woodshed.errors import StoreError, UsageError
+from woodshed.jobs.complaints import checked
 from woodshed.jobs.settings import DecodeSettings, EncodeSettings
 
+DETAILS = "details.json"
+DETAILS_DIGEST = "details.xxh3_64"
+"""Beside the log: what `DETAILS` must hash to."""
 SETTINGS = "settings.json"
 """The settings with absolute paths, for this machine; `details.json` is what travels."""
 
@@ -55,4 +59,7 @@ def read_settings(folder: Path) -> EncodeSettings:
         raise StoreError(f"{path} cannot be read: {error}", hint="restore it from a backup") from error
     # settings for one run only do not belong to the folder
     kept = {name: value for name, value in plain.items() if name not in ("dry_run", "limit_batches", "retry_failed")}
-    return EncodeSettings.model_validate(kept)
+    try:
+        return checked(EncodeSettings, kept)
+    except UsageError as error:
+        raise StoreError(f"{path} is damaged: {error.message}", hint="restore it from a backup") from error

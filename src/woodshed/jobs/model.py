@@ -92,6 +92,12 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
     name = settings.pretrained_name
     if name == LOGMEL:
         return _load_logmel(settings, device, limits)
+    if name is not None and name != DEFAULT_MODEL and "/" not in name and not Path(name).is_dir():
+        meant = closest(name, (DEFAULT_MODEL, LOGMEL))
+        raise UsageError(
+            f"--pretrained-name {name} is no model of ours, no folder here, and no hub name (OWNER/NAME)",
+            hint=f"did you mean {meant}?" if meant else f"{DEFAULT_MODEL}, {LOGMEL}, a folder, or OWNER/NAME",
+        )
     if name is not None and is_codec(name):
         loaded = _load_codec(settings, name, device, limits)
         return replace(loaded, notes=(*loaded.notes, *_precision_notes(settings, device)))
@@ -168,7 +174,7 @@ def _load_frame_model(settings: EncodeSettings, device: torch.device) -> Oobleck
     )
     if settings.compile and own.encoder is not None:
         _compile(own)
-    return OobleckModel(own, discrete=settings.is_discrete)
+    return OobleckModel(own, discrete=settings.is_discrete, compiled=settings.compile)
 
 
 def _compile(model: Autoencoder) -> None:

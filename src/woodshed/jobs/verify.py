@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from woodshed.audio.probe import probe
 from woodshed.audio.resample import resampled_length
@@ -14,13 +15,14 @@ from woodshed.chance import generator
 from woodshed.contracts import BadRow, Encoder, Failure, Item, Observer, Record
 from woodshed.errors import ItemError, StoreError, UsageError
 from woodshed.jobs.encode import compute_threads
-from woodshed.jobs.folder import own_folders, read_settings
+from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, own_folders, read_settings
 from woodshed.jobs.model import load_encoder
 from woodshed.jobs.report import VerifyReport
 from woodshed.jobs.settings import EncodeSettings, VerifySettings
 from woodshed.run.single import encode_item
 from woodshed.sources.open import open_source
 from woodshed.store.reader import FullEntry, Reader, open_reader
+from woodshed.store.sealed import check_sealed
 from woodshed.store.verify import verify_files
 
 MAX_LISTED = 100
@@ -75,6 +77,8 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
         worst, num_reencoded = _check_again(reader, made, items, settings, findings, observer)
     else:
         num_reencoded = 0
+    if findings.count:
+        notes.append("damaged or missing records: restore them from a backup, or encode into a new folder")
     return VerifyReport(
         folder=str(folder),
         num_records=num_records,
@@ -92,8 +96,39 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
 def _check_files(reader: Reader, findings: _Findings) -> int:
     for problem in verify_files(reader):
         findings.add(problem.item_id or problem.path, problem.kind, f"{problem.path}: {problem.detail}")
-    own = sum(len(record.files) for entry in reader.entries() for record in entry.records)
-    return own + sum(len(shard.files) for shard in reader.log.shards.values())
+    _check_details(reader.folder, findings)
+    for plan in sorted((reader.folder / ".woodshed" / "plan").glob("*.jsonl")):
+        try:
+            check_sealed(plan)
+        except StoreError as error:
+            findings.add(plan.name, "checksum", error.message)
+    own = {file.path for entry in reader.entries() for record in entry.records for file in record.files}
+    own |= {file.path for shard in reader.log.shards.values() for file in shard.files}
+    for path in _arrays_on_disk(reader.folder):
+        if path not in own:
+            findings.add(path, "foreign", f"{path} was not made by a committed run, but readers would find it")
+    return len(own)
+
+
+def _check_details(folder: Path, findings: _Findings) -> None:
+    noted = folder / ".woodshed" / DETAILS_DIGEST
+    if not noted.exists():
+        return
+    try:
+        found = xxhash.xxh3_64_hexdigest((folder / DETAILS).read_bytes())
+    except OSError as error:
+        findings.add(DETAILS, "missing", f"{DETAILS}: {error.strerror}; any further run of encode writes it again")
+        return
+    if found != noted.read_text():
+        findings.add(DETAILS, "checksum", f"{DETAILS} was changed; delete it, and any further run writes it again")
+
+
+def _arrays_on_disk(folder: Path) -> Iterator[str]:
+    """Files below the folder that a reader would take for data."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] != ".woodshed" and path.suffix in (".npy", ".safetensors"):
+            yield relative.as_posix()
 
 
 def _check_arrays(reader: Reader, findings: _Findings) -> int:

@@ -69,7 +69,16 @@ def claim(folder: Path, run: Mapping[str, Json], disk: Disk) -> None:
         disk.rename(temporary, folder / HOME / "run.json")
         disk.sync([folder / HOME])
         return
-    differences = list(differing(found, wanted))
+    refuse_other_run(folder, found, wanted)
+
+
+def refuse_other_run(folder: Path, found: Mapping[str, Json], wanted: Mapping[str, Json]) -> None:
+    """Compare what made a folder with what would go on with it.
+
+    Raises:
+        StoreError: they differ; the message lists the fields.
+    """
+    differences = list(differing(found, json.loads(json.dumps(wanted))))
     if differences:
         more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
         raise StoreError(
