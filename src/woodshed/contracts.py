@@ -117,6 +117,15 @@ class ArraySpec:
     """Size of one step of the `frame` axis: disk use is estimated from it."""
 
 
+def smallest_integer(num_values: int) -> str:
+    """Smallest numpy integer type that holds `0..num_values-1` and that torch supports in full.
+
+    >>> [smallest_integer(size) for size in (256, 1024, 32_768, 65_536)]
+    ['uint8', 'int16', 'int16', 'int32']
+    """
+    return next(name for name in ("uint8", "int16", "int32", "int64") if num_values - 1 <= np.iinfo(name).max)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordSpec:
     """What an encoder makes."""

@@ -188,12 +188,6 @@ def test_each_frame_is_coded_by_itself(kind: str, features: int, options: dict[s
     assert (ours.kind == "tokens") == ("tokens" in whole)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(256, "uint8"), (257, "int16"), (32_768, "int16"), (32_769, "int32")])
-def test_tokens_take_the_smallest_type(size: int, dtype: str) -> None:
-    ours = bottleneck("rvq", 2, dim=2, codebook_size=size, num_quantizers=1)
-    assert ours.token_dtype == dtype
-
-
 def test_tokens_of_another_model_are_refused() -> None:
     ours = bottleneck("fsq", 4, levels=[5, 5], num_codebooks=2)
     with pytest.raises(ModelError, match="do not fit 2 codebooks of \\[25\\] entries"):

@@ -24,7 +24,19 @@ from woodshed.audio.decode import DecodeLimits
 from woodshed.audio.resample import ResamplerName, resampled_length
 from woodshed.batching.windows import WindowPlan, cut, fill_silence, num_frames, plan_windows, silence_frames
 from woodshed.chance import generator
-from woodshed.contracts import Arrays, ArraySpec, AudioInfo, Example, Item, Json, Outline, Piece, Record, RecordSpec
+from woodshed.contracts import (
+    Arrays,
+    ArraySpec,
+    AudioInfo,
+    Example,
+    Item,
+    Json,
+    Outline,
+    Piece,
+    Record,
+    RecordSpec,
+    smallest_integer,
+)
 from woodshed.errors import AudioError
 
 PREPROCESSING_VERSION = 1
@@ -303,15 +315,6 @@ class _FrameJoiner:
         elif "mean" in frames and options.latents == "mean":
             frames = {"latents": frames["mean"]}
         return {name: frames[name].astype(options.dtype) for name in spec.arrays}
-
-
-def smallest_integer(num_values: int) -> str:
-    """Smallest numpy integer type that holds `0..num_values-1` and that torch loads.
-
-    >>> smallest_integer(256), smallest_integer(1024), smallest_integer(40_000)
-    ('uint8', 'int16', 'int32')
-    """
-    return "uint8" if num_values <= 256 else "int16" if num_values <= 32_768 else "int32"
 
 
 def _audio(item: Item) -> AudioInfo:

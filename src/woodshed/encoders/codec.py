@@ -18,8 +18,20 @@ from woodshed.audio.channels import is_silent
 from woodshed.audio.clip import stream
 from woodshed.audio.decode import DecodeLimits
 from woodshed.audio.resample import resampled_length
-from woodshed.contracts import Arrays, ArraySpec, AudioInfo, Example, Item, Json, Outline, Piece, Record, RecordSpec
-from woodshed.encoders.autoencoder import PEAK, FrameEncoder, FrameOptions, smallest_integer
+from woodshed.contracts import (
+    Arrays,
+    ArraySpec,
+    AudioInfo,
+    Example,
+    Item,
+    Json,
+    Outline,
+    Piece,
+    Record,
+    RecordSpec,
+    smallest_integer,
+)
+from woodshed.encoders.autoencoder import PEAK, FrameEncoder, FrameOptions
 from woodshed.encoders.codec_networks import ClipNetwork, load_codec
 from woodshed.encoders.spans import cut_spans
 from woodshed.errors import AudioError, ItemError, UsageError

@@ -61,14 +61,6 @@ class Bottleneck(nn.Module):
         """Rows that the decoder takes."""
         return self.latent_dim + self.noise_dim
 
-    @property
-    def token_dtype(self) -> str | None:
-        """The smallest numpy integer type that holds every token; None for latents."""
-        if not self.codebook_sizes:
-            return None
-        largest = max(self.codebook_sizes) - 1
-        return next(name for name in ("uint8", "int16", "int32", "int64") if largest <= _LARGEST[name])
-
     def analyse(self, pre: Features) -> dict[str, Tensor]:
         """What features say: `latents`; or `mean` and `std`; or `tokens` and the `latents` they stand for."""
         return {"latents": pre}
@@ -115,9 +107,6 @@ class Bottleneck(nn.Module):
 
     def _lookup(self, tokens: Tensor) -> Tensor:
         raise AssertionError(f"{type(self).__name__} has no codebooks to look {tokens.shape} up in")
-
-
-_LARGEST = {"uint8": 2**8 - 1, "int16": 2**15 - 1, "int32": 2**31 - 1, "int64": 2**63 - 1}
 
 
 def moments(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from woodshed.contracts import Json, Place, Record, RecordSpec
+from woodshed.contracts import Json, Place, Record, RecordSpec, smallest_integer
 from woodshed.errors import ItemError, StoreError
 from woodshed.store import tensors
 from woodshed.store.describe import describe, to_json
@@ -18,16 +18,6 @@ from woodshed.store.entries import FileEntry, RecordEntry
 
 _NUM_RANKS = 1000
 _NUM_POSITIONS = 10**10
-
-
-def token_dtype(codebook_sizes: tuple[int, ...]) -> np.dtype:
-    """The smallest integer type that holds all entries and that torch reads with full support.
-
-    >>> [token_dtype((size,)).name for size in (256, 1024, 32_768, 65_536)]
-    ['uint8', 'int16', 'int16', 'int32']
-    """
-    largest = max(codebook_sizes) - 1
-    return np.dtype(next(name for name in ("uint8", "int16", "int32", "int64") if largest <= np.iinfo(name).max))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +71,7 @@ class StableAudio:
                 kind="bad_tokens",
                 hint="check that the model's config names its true codebook sizes",
             )
-        return array.astype(token_dtype(self.spec.codebook_sizes), copy=False)
+        return array.astype(smallest_integer(max(self.spec.codebook_sizes)), copy=False)
 
     def _metadata(self, record: Record, place: Place) -> dict[str, Json]:
         described = describe(record, place, self.spec, absolute_path=self.absolute_paths)
