@@ -6,8 +6,9 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from woodshed.run.session import Work, plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
 from woodshed.sources.custom_metadata import Reject
 from woodshed.sources.open import open_source
-from woodshed.sources.source import Source
+from woodshed.sources.source import Row, Source
 from woodshed.store.folder import refuse_other_run
 from woodshed.store.log import CommitLog
 from woodshed.store.reader import open_reader
@@ -110,12 +111,13 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
     )
     if settings.dry_run:
         return _dry_run(settings, source, model, options)
-    first = next(source.rows(), None)
-    assert first is not None, "a source without rows raises before anything is written"
+    # The first row is asked for before anything is written: a source without rows raises here.
+    rows = source.rows()
+    rows = chain([next(rows)], rows)
     with StopSignals() as stopped, open_store(settings, model) as store, freed_memory_kept():
         _write_down_threads(store)
         observer.message(f"planning {settings.input or settings.dataset_config_path}")
-        work = _plan(source, model.encoder, options, store, stopped)
+        work = _plan(rows, model.encoder, options, store, stopped)
         details = _details(settings, source, model)
         store.render(DETAILS, details)
         store.note(DETAILS_DIGEST, xxhash.xxh3_64_hexdigest(details).encode())
@@ -172,9 +174,9 @@ def _fingerprint(model: LoadedModel) -> dict[str, Json]:
     return {**model.encoder.fingerprint, "window_samples": model.window_samples}
 
 
-def _plan(source: Source, encoder: Encoder, options: PlanOptions, store: Store, stopped: StopSignals) -> Work:
+def _plan(rows: Iterator[Row], encoder: Encoder, options: PlanOptions, store: Store, stopped: StopSignals) -> Work:
     return plan_folder(
-        source.rows(),
+        rows,
         encoder,
         options,
         log=store.log,
