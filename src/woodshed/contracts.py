@@ -65,6 +65,8 @@ class BadRow:
     reason: str
     skipped: bool = False
     """True for rows that are left out by rule (a duplicate of an earlier row), not by fault."""
+    line: int | None = None
+    """Where it stands in its manifest, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,8 @@ class ArraySpec:
     """Numpy name, such as `float32` or `int16`."""
     bytes_per_frame: int
     """Size of one step of the `frame` axis: disk use is estimated from it."""
+    bytes_per_record: int = 0
+    """Size of what does not grow with time."""
 
 
 def smallest_integer(num_values: int) -> str:
@@ -205,6 +209,11 @@ class Layout(Protocol):
         """The files that hold one record: path below the output folder, and content. Pure."""
         ...
 
+    def facts(self, record: Record, place: Place) -> Mapping[str, Json]:
+        """Small facts that the log keeps beside the names of the files: enough to sort and sample records, and to
+        write whatever the layout derives from the log, without opening a file. Pure."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -230,6 +239,8 @@ class Failure:
     id: str
     kind: str
     reason: str
+    line: int | None = None
+    """Where it stands in its manifest, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +269,8 @@ class Summary:
     """Name of the signal that ended the run early, such as `SIGINT`."""
     notes: tuple[str, ...] = ()
     """What the user should know, one sentence each."""
+    next_steps: tuple[str, ...] = ("woodshed decode {folder} --limit 3",)
+    """Commands that are likely to come next; `{folder}` stands for the output."""
 
     @property
     def exit_code(self) -> int:

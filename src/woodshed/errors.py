@@ -25,8 +25,18 @@ class WoodshedError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # By default an exception is made again from its positional arguments, and ours have others.
+        return (_made_again, (type(self), self.args, self.__dict__))
+
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message} (try: {self.hint})"
+
+
+def _made_again(kind: type[WoodshedError], args: tuple[object, ...], state: dict[str, object]) -> WoodshedError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(WoodshedError):

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from woodshed.audio.resample import Resampler, ResamplerName, make_resampler, resampled_length
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "indextts2" / "resample.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "indextts2" / "audio_features_io.safetensors"
 NAMES: tuple[ResamplerName, ...] = get_args(ResamplerName)
 RATES_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000)
 

@@ -20,7 +20,7 @@ SPEC_COMMANDS = {
 
 
 def given(line: str, model: type[Settings] = EncodeSettings) -> Given:
-    command = next(command for command in COMMANDS if command.settings == model.__name__)
+    command = next(command for command in COMMANDS if command.settings_model() is model)
     parser = build_parser(
         model,
         prog=f"woodshed {command.name}",
@@ -137,10 +137,9 @@ def test_folder_commands_take_their_folder_without_a_flag() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_help_shows_every_field_and_examples_that_work(command: object) -> None:
     from woodshed.cli.main import Command
-    from woodshed.jobs import settings as all_settings
 
     assert isinstance(command, Command)
-    model: type[Settings] = getattr(all_settings, command.settings)
+    model: type[Settings] = command.settings_model()
     parser = build_parser(
         model,
         prog=f"woodshed {command.name}",

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def test_command_lines_are_understood(page: Path, folder: Path) -> None:
             continue
         assert words[0] in COMMAND_NAMES, f"{where}: {line}"
         command = next(command for command in COMMANDS if command.name == words[0])
-        model = getattr(import_module("woodshed.jobs.settings"), command.settings)
+        model = command.settings_model()
         parser = build_parser(
             model, prog=command.name, summary="", examples=(), layered=command.is_layered, watched=command.is_watched
         )

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -179,6 +180,9 @@ def test_a_layout_cannot_write_outside_the_folder(tmp_path: Path) -> None:
 
         def files(self, record: Record, place: Place) -> list[tuple[str, bytes]]:
             return [("../stolen", b"x")]
+
+        def facts(self, record: Record, place: Place) -> dict[str, Any]:
+            return {}
 
     store = Store.open(tmp_path / "out", layout=Escaping(), fingerprint={}, spec=SPEC)
     job = Job("a", 0, 1, 0, 0)

@@ -14,7 +14,8 @@ from woodshed.errors import UsageError
 from woodshed.jobs.complaints import SomeSettings, closest, metavar
 from woodshed.jobs.settings import Settings
 
-_TERMINAL = ("config", "config_dir", "print_config", "json", "quiet")
+_SETTINGS_FILE = "settings_file"
+_TERMINAL = ("config", "settings", "config_dir", "print_config", "json", "quiet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,11 @@ def build_parser(
             _add_field(group, model, name)
     terminal = parser.add_argument_group("settings files and display" if layered else "display")
     if layered:
-        terminal.add_argument("--config", metavar="FILE", type=Path, help="Settings file (YAML, plain or Hydra).")
+        # A command whose model has a `config` of its own takes its settings from elsewhere.
+        flag = "--settings" if "config" in model.model_fields else "--config"
+        terminal.add_argument(
+            flag, dest=_SETTINGS_FILE, metavar="FILE", type=Path, help="Settings file (YAML, plain or Hydra)."
+        )
         terminal.add_argument(
             "--config-dir", metavar="FOLDER", type=Path, action="append", help="More groups; may be repeated."
         )
@@ -103,7 +108,7 @@ def _add_field(group: argparse._ArgumentGroup, model: type[Settings], name: str)
         if kind in (int, float):
             options["type"] = kind
         elif get_origin(kind) is tuple:
-            options["nargs"] = "+"
+            options |= {"nargs": "+", "action": "extend"}
     group.add_argument(model.flag(name), **options)
 
 
@@ -139,7 +144,7 @@ def read_command_line(parser: argparse.ArgumentParser, model: type[Settings], ar
     return Given(
         flags={name: value for name, value in values.items() if name in model.model_fields},
         overrides=tuple(values.get("overrides") or ()),
-        config=values.get("config"),
+        config=values.get(_SETTINGS_FILE),
         config_dirs=tuple(values.get("config_dir") or ()),
         print_config=values.get("print_config", False),
         json=values.get("json", False),

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import woodshed
 from woodshed.errors import UsageError, WoodshedError
+
+if TYPE_CHECKING:
+    from woodshed.jobs.settings import Settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -24,24 +27,35 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One word after `woodshed`."""
+    """What stands after `woodshed`: one word, or two."""
 
     name: str
     summary: str
     settings: str
-    """Class in `woodshed.jobs.settings`; the job itself is `woodshed.jobs.<name>.run`."""
+    """Module of `woodshed.jobs` and class in it; the job itself is `woodshed.jobs.<name>.run`."""
     examples: tuple[str, ...]
     is_layered: bool = False
     """Takes settings files and overrides besides flags."""
     is_watched: bool = True
     """Runs long enough to show progress."""
 
+    @property
+    def module(self) -> str:
+        """Of the job."""
+        return f"woodshed.jobs.{self.name.replace(' ', '_')}"
+
+    def settings_model(self) -> type[Settings]:
+        """The class of its settings."""
+        module, _, name = self.settings.partition(".")
+        model: type[Settings] = getattr(import_module(f"woodshed.jobs.{module}"), name)
+        return model
+
 
 COMMANDS = (
     Command(
         name="encode",
         summary="Encode a folder of audio to latents or tokens.",
-        settings="EncodeSettings",
+        settings="settings.EncodeSettings",
         is_layered=True,
         examples=(
             "woodshed encode --input my-sounds --output-path my-latents",
@@ -52,26 +66,50 @@ COMMANDS = (
     Command(
         name="decode",
         summary="Turn encoded data back into sound files, to listen.",
-        settings="DecodeSettings",
+        settings="settings.DecodeSettings",
         examples=("woodshed decode my-latents --limit 3", "woodshed decode my-latents --output heard --format flac"),
     ),
     Command(
         name="inspect",
         summary="Show what is in a folder of encoded data.",
-        settings="InspectSettings",
+        settings="settings.InspectSettings",
         is_watched=False,
         examples=("woodshed inspect my-latents", "woodshed inspect my-latents --limit 0 --json"),
     ),
     Command(
         name="verify",
         summary="Check that a folder holds what it says, and that no second of its sources is missing.",
-        settings="VerifySettings",
+        settings="settings.VerifySettings",
         examples=("woodshed verify my-latents", "woodshed verify my-latents --source /new/place --reencode 5"),
+    ),
+    Command(
+        name="speech",
+        summary="Make TTS training features from audio and text, for IndexTTS 2.0 and 2.5.",
+        settings="speech_settings.SpeechSettings",
+        is_layered=True,
+        examples=(
+            "woodshed speech --manifest data/manifest.jsonl --tokenizer bpe.model --output-dir features",
+            "woodshed speech --dataset en=en.jsonl --dataset am=am.jsonl=am_features --output-root features",
+            "woodshed speech --manifest data/manifest.jsonl --tokenizer bpe.model --dry-run",
+        ),
+    ),
+    Command(
+        name="speech models",
+        summary="List, check and fetch the model files that a speech run needs.",
+        settings="speech_models_settings.SpeechModelsSettings",
+        examples=("woodshed speech models", "woodshed speech models --target both --download"),
+    ),
+    Command(
+        name="speech pairs",
+        summary="Pair prompts with targets of the same speaker, as the IndexTTS2 trainers read them.",
+        settings="speech_pairs_settings.SpeechPairsSettings",
+        is_watched=False,
+        examples=("woodshed speech pairs features", "woodshed speech pairs features --pairs-per-target 3"),
     ),
     Command(
         name="demo",
         summary="Encode, verify and decode real speech and music with the embedded model.",
-        settings="DemoSettings",
+        settings="settings.DemoSettings",
         examples=("woodshed demo", "woodshed demo --output somewhere-else"),
     ),
 )
@@ -123,19 +161,22 @@ def _run(argv: list[str]) -> int:
         return 0
     if argv[0] == "doctor":
         return _doctor(argv[1:])
-    command = next((command for command in COMMANDS if command.name == argv[0]), None)
-    if command is None:
-        from woodshed.jobs.complaints import closest
+    by_name = {command.name: command for command in COMMANDS}
+    for num_words in (2, 1):
+        command = by_name.get(" ".join(argv[:num_words]))
+        if command is not None:
+            return _run_command(command, argv[num_words:])
+    from woodshed.jobs.complaints import closest
 
-        meant = closest(argv[0], [*(command.name for command in COMMANDS), "doctor"])
-        hint = f"did you mean woodshed {meant}?" if meant else "woodshed --help lists all commands"
-        raise UsageError(f"{argv[0]!r} is not a command", hint=hint)
-    return _run_command(command, argv[1:])
+    meant = closest(argv[0], [*by_name, "doctor"])
+    hint = f"did you mean woodshed {meant}?" if meant else "woodshed --help lists all commands"
+    raise UsageError(f"{argv[0]!r} is not a command", hint=hint)
 
 
 def overview() -> str:
     """Help for `woodshed` as a whole."""
-    lines = [f"  {command.name:<9}{command.summary}" for command in COMMANDS]
+    width = max(len(command.name) for command in COMMANDS) + 2
+    lines = [f"  {command.name:<{width}}{command.summary}" for command in COMMANDS]
     return "\n".join(
         [
             "usage: woodshed COMMAND [flags]",
@@ -144,7 +185,7 @@ def overview() -> str:
             "",
             "commands:",
             *lines,
-            f"  {'doctor':<9}{DOCTOR_SUMMARY}",
+            f"  {'doctor':<{width}}{DOCTOR_SUMMARY}",
             "",
             "woodshed COMMAND --help shows its flags and examples; woodshed --version the version.",
             "Start with: woodshed demo",
@@ -158,7 +199,7 @@ def overview() -> str:
 def _run_command(command: Command, argv: list[str]) -> int:
     from woodshed.cli.flags import build_parser, read_command_line, settings_from
 
-    model = getattr(import_module("woodshed.jobs.settings"), command.settings)
+    model = command.settings_model()
     parser = build_parser(
         model,
         prog=f"woodshed {command.name}",
@@ -194,7 +235,7 @@ def _run_command(command: Command, argv: list[str]) -> int:
 
 
 def _call_job(command: Command, settings: Any, *, is_quiet: bool) -> Any:
-    run = import_module(f"woodshed.jobs.{command.name}").run
+    run = import_module(command.module).run
     if not command.is_watched:
         return run(settings)
     from rich.console import Console

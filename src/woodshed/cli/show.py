@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 
-from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from woodshed.cli.quantities import audio_length, clock, printable, size
-from woodshed.contracts import Failure, Summary
-from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanReport, VerifyReport
+from woodshed.cli.parts import facts_table, failure_table, line_of, note_lines, table_of, with_kinds
+from woodshed.cli.quantities import audio_length, clock, size
+from woodshed.contracts import Summary
+from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanReport, SpeechReport, VerifyReport
 
-Report = Summary | PlanReport | DecodeReport | InspectReport | VerifyReport | DemoReport
+OWN_PAGES = {"SpeechModelsReport": "show_speech_models", "PairsReport": "show_speech_pairs"}
+"""Reports of jobs that are looked up by name: importing them here would load torch for every command."""
 
-SHOWN_FAILURES = 10
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal."""
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: object, console: Console) -> None:
     """Write a report for people; where the console is no terminal, as wide as `PLAIN_WIDTH`."""
     if not console.file.isatty():
         console.width = PLAIN_WIDTH
     console.print(_rendered(report), markup=False, highlight=False, emoji=False)
 
 
-def _rendered(report: Report) -> RenderableType:
+def _rendered(report: object) -> RenderableType:
     match report:
         case Summary():
             return _summary(report)
@@ -42,13 +41,28 @@ def _rendered(report: Report) -> RenderableType:
             return _verified(report)
         case DemoReport():
             return _demo(report)
+        case SpeechReport():
+            return Group(*_speech(report))
+        case _:
+            page = import_module(f"woodshed.cli.{OWN_PAGES[type(report).__name__]}")
+            lines: RenderableType = page.lines_of(report)
+            return lines
+
+
+def _speech(report: SpeechReport) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for name, result in zip(report.datasets, report.results, strict=True):
+        if len(report.datasets) > 1:
+            parts.append(line_of(f"data set {name}"))
+        parts.append(_summary(result) if isinstance(result, Summary) else _plan(result))
+    return parts
 
 
 def _summary(summary: Summary) -> Group:
     facts = {
         "rows": f"{summary.num_rows}",
         "done": f"{summary.num_done} ({summary.num_new} by this run)",
-        "failed": _with_kinds(summary.num_failed, summary.failure_kinds),
+        "failed": with_kinds(summary.num_failed, summary.failure_kinds),
         "skipped": f"{summary.num_skipped}",
         "pending": f"{summary.num_pending}" if summary.num_pending else "",
         "silent": f"{summary.num_silent}" if summary.num_silent else "",
@@ -65,20 +79,21 @@ def _summary(summary: Summary) -> Group:
     else:
         head = "done"
     return Group(
-        _line(head),
-        _facts(facts),
-        *_failures(summary.failures, summary.num_failed),
-        *_notes(summary.notes),
+        line_of(head),
+        facts_table(facts),
+        *failure_table(summary.failures, summary.num_failed),
+        *note_lines(summary.notes),
         *_next(summary),
     )
 
 
 def _next(summary: Summary) -> list[Text]:
     folder = shlex.quote(summary.output)
-    steps = [f"woodshed verify {folder}", f"woodshed decode {folder} --limit 3"] if summary.num_done else []
+    steps = [f"woodshed verify {folder}", *(step.format(folder=folder) for step in summary.next_steps)]
+    steps = steps if summary.num_done else []
     if summary.num_failed and not summary.stopped_by:
         steps.append("the same command with --retry-failed, once the causes are mended")
-    return [_line("next:"), *(_line(f"  {step}") for step in steps)] if steps else []
+    return [line_of("next:"), *(line_of(f"  {step}") for step in steps)] if steps else []
 
 
 def _plan(plan: PlanReport) -> Group:
@@ -100,10 +115,10 @@ def _plan(plan: PlanReport) -> Group:
         "output": plan.output,
     }
     return Group(
-        _line("plan only: nothing was written"),
-        _facts(facts),
-        *_failures(plan.unreadable, plan.num_unreadable),
-        *_notes(plan.notes),
+        line_of("plan only: nothing was written"),
+        facts_table(facts),
+        *failure_table(plan.unreadable, plan.num_unreadable),
+        *note_lines(plan.notes),
     )
 
 
@@ -115,8 +130,8 @@ def _decoded(report: DecodeReport) -> Group:
         "time": clock(report.elapsed_s),
         "output": report.output,
     }
-    files = [_line("listen to:"), *(_line(f"  {file}") for file in report.files[:5])] if report.files else []
-    return Group(_facts(facts), *_failures(report.failures, report.num_failed), *files)
+    files = [line_of("listen to:"), *(line_of(f"  {file}") for file in report.files[:5])] if report.files else []
+    return Group(facts_table(facts), *failure_table(report.failures, report.num_failed), *files)
 
 
 def _inspected(report: InspectReport) -> Group:
@@ -126,15 +141,15 @@ def _inspected(report: InspectReport) -> Group:
         "model": f"{report.model}, {report.rate_hz} Hz, {report.hop_samples} samples per frame",
         "items": f"{report.num_items}",
         "records": f"{report.num_records}",
-        "failed": _with_kinds(report.num_failed, dict(report.failure_kinds)),
+        "failed": with_kinds(report.num_failed, dict(report.failure_kinds)),
         "silent": f"{report.num_silent}",
         "audio": audio_length(report.audio_s),
         "size": size(report.size_bytes),
     }
-    parts: list[RenderableType] = [_facts(facts)]
+    parts: list[RenderableType] = [facts_table(facts)]
     if report.arrays:
         rows = [(array.name, " x ".join(array.axes), array.dtype, array.shapes) for array in report.arrays]
-        parts.append(_table(("array", "axes", "type", "shape"), rows))
+        parts.append(table_of(("array", "axes", "type", "shape"), rows))
     if report.records:
         rows_of_records = [
             (
@@ -147,8 +162,8 @@ def _inspected(report: InspectReport) -> Group:
             )
             for record in report.records
         ]
-        parts.append(_table(("record", "source", "shape", "start s", "length s", "prompt"), rows_of_records))
-    return Group(*parts, *_notes(report.notes))
+        parts.append(table_of(("record", "source", "shape", "start s", "length s", "prompt"), rows_of_records))
+    return Group(*parts, *note_lines(report.notes))
 
 
 def _verified(report: VerifyReport) -> Group:
@@ -165,7 +180,12 @@ def _verified(report: VerifyReport) -> Group:
         "problems": f"{report.num_problems}",
     }
     head = "all is well" if not report.num_problems else f"{report.num_problems} problems"
-    return Group(_line(head), _facts(facts), *_failures(report.problems, report.num_problems), *_notes(report.notes))
+    return Group(
+        line_of(head),
+        facts_table(facts),
+        *failure_table(report.problems, report.num_problems),
+        *note_lines(report.notes),
+    )
 
 
 def _demo(report: DemoReport) -> Group:
@@ -180,52 +200,9 @@ def _demo(report: DemoReport) -> Group:
         "woodshed encode --input MY_SOUNDS --output-path my-latents",
     )
     return Group(
-        _line(f"encoded, verified and decoded {len(rows)} sounds in {clock(report.elapsed_s)}"),
-        _table(("sound", "length s", "log-mel error dB", "SI-SDR dB", "listen to"), rows),
-        *_failures(report.verified.problems, report.verified.num_problems),
-        _line("try next:"),
-        *(_line(f"  {step}") for step in tries),
+        line_of(f"encoded, verified and decoded {len(rows)} sounds in {clock(report.elapsed_s)}"),
+        table_of(("sound", "length s", "log-mel error dB", "SI-SDR dB", "listen to"), rows),
+        *failure_table(report.verified.problems, report.verified.num_problems),
+        line_of("try next:"),
+        *(line_of(f"  {step}") for step in tries),
     )
-
-
-def _line(text: str) -> Text:
-    return Text(printable(text))
-
-
-def _with_kinds(count: int, kinds: Mapping[str, int]) -> str:
-    told = ", ".join(f"{kind} {kinds[kind]}" for kind in sorted(kinds, key=lambda kind: -kinds[kind]))
-    return f"{count} ({told})" if told else f"{count}"
-
-
-def _facts(facts: Mapping[str, str]) -> Table:
-    """Name and value, one a line; what has no value is left out."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    # A folder's name is there to be copied, so a long one is folded and never cut.
-    grid.add_column(overflow="fold")
-    for name, value in facts.items():
-        if value:
-            grid.add_row(Text(name), _line(value))
-    return grid
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in head:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(_line(cell) for cell in row))
-    return table
-
-
-def _failures(failures: Sequence[Failure], count: int) -> list[RenderableType]:
-    if not failures:
-        return []
-    shown = failures[:SHOWN_FAILURES]
-    table = _table(("what", "kind", "reason"), [(failure.id, failure.kind, failure.reason) for failure in shown])
-    more = count - len(shown)
-    return [table, _line(f"and {more} more")] if more > 0 else [table]
-
-
-def _notes(notes: Iterable[str]) -> list[Text]:
-    return [_line(f"note: {note}") for note in notes]

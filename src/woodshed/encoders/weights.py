@@ -7,6 +7,8 @@ is asked for: what a part does not need is not brought into memory.
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,11 @@ from woodshed.errors import ModelError
 
 SHOWN_KEYS = 10
 """Keys of each kind that an error lists."""
+# torch's own unpickler does not check what it reads: on noise it ends in whatever its next step raises.
+_UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError, MemoryError,
+    struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +56,15 @@ def open_tensors(path: Path) -> TensorFile:
     """
     if not path.is_file():
         raise ModelError(f"there is no checkpoint {path}", hint="check the path given with --ckpt-path")
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    return open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
 
 
-def _open_safetensors(path: Path) -> TensorFile:
+def open_safetensors(path: Path) -> TensorFile:
+    """Open a safetensors file: its header is read, its tensors are mapped when asked for.
+
+    Raises:
+        ModelError: it is no safetensors file, or not the whole of one.
+    """
     try:
         handle: Any = safe_open(path, framework="pt", device="cpu")
         shapes = {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118 (not a dict)
@@ -61,16 +73,25 @@ def _open_safetensors(path: Path) -> TensorFile:
     return TensorFile(path=path, shapes=shapes, read=handle.get_tensor)
 
 
-def _open_pickle(path: Path) -> TensorFile:
+def unpickled(path: Path) -> Any:
+    """What `torch.save` wrote: read with `weights_only=True` and never otherwise, its tensors mapped and not read.
+
+    Raises:
+        ModelError: it is not such a file, is cut short, or would run code when loaded.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} holds more than tensors, or is no checkpoint: {_first_line(error)}",
+            f"{path} holds more than tensors, or is no checkpoint: {_what_is_refused(error)}",
             hint="save its state_dict alone, best as .safetensors; woodshed never runs code from a checkpoint",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"{path} cannot be read: {_first_line(error)}", hint="download or export it again") from error
+
+
+def _open_pickle(path: Path) -> TensorFile:
+    content = unpickled(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
@@ -79,6 +100,12 @@ def _open_pickle(path: Path) -> TensorFile:
             f"{path} holds no tensors: it has {found}", hint="a checkpoint is a state_dict, alone or under 'state_dict'"
         )
     return TensorFile(path=path, shapes={k: tuple(v.shape) for k, v in tensors.items()}, read=tensors.__getitem__)
+
+
+def _what_is_refused(error: pickle.UnpicklingError) -> str:
+    """Why torch will not read a file; its own words advise to read it unsafely, so they are not passed on."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it refers to {named[1]}" if named else "it is not what torch.save writes"
 
 
 def _first_line(error: BaseException) -> str:

@@ -201,3 +201,21 @@ class DemoReport:
 
     def to_json(self) -> dict[str, Json]:
         return to_json(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechReport:
+    """What `woodshed speech` did, or under `dry_run` would do, by data set."""
+
+    datasets: tuple[str, ...]
+    """As `language=manifest`."""
+    results: tuple[Summary | PlanReport, ...]
+    """One for each, up to the one that was interrupted."""
+
+    @property
+    def exit_code(self) -> int:
+        """130 or 143 interrupted, 3 some rows failed, 0 done."""
+        return max((result.exit_code for result in self.results), default=0)
+
+    def to_json(self) -> dict[str, Json]:
+        return to_json(self)

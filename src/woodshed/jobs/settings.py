@@ -69,7 +69,7 @@ class Settings(BaseModel):
         }
 
 
-def _check_device(device: str) -> str:
+def check_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise UsageError(f"--device {device} is not a device", hint="auto, cpu, cuda, cuda:0, cuda:1, ... or mps")
     return device
@@ -198,7 +198,7 @@ class EncodeSettings(Settings):
     num_nodes: int = Field(default=1, ge=1, description="Machines to encode on; only 1 in this release.")
     strategy: str = Field(default="auto", description="How work is spread over devices; only auto in this release.")
 
-    _device_is_known = field_validator("device")(_check_device)
+    _device_is_known = field_validator("device")(check_device)
 
     @model_validator(mode="before")
     @classmethod
@@ -360,7 +360,7 @@ class DecodeSettings(Settings):
     format: Literal["wav", "flac"] = Field(default="wav", description="Format of the sound files.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
 
-    _device_is_known = field_validator("device")(_check_device)
+    _device_is_known = field_validator("device")(check_device)
 
     @property
     def output_folder(self) -> Path:
@@ -395,7 +395,7 @@ class VerifySettings(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Picks the items to encode again.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
 
-    _device_is_known = field_validator("device")(_check_device)
+    _device_is_known = field_validator("device")(check_device)
 
 
 class DemoSettings(Settings):

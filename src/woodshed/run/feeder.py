@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from woodshed.audio.clip import file_digest
 from woodshed.contracts import Encoder, Example, Item
 from woodshed.errors import ItemError, StoreError
+from woodshed.run.memory import is_out_of_memory, release_memory
 from woodshed.run.patience import STALL_S, patience_s, refuse_many_stalled, stalled
 
 JOIN_S = 3.0
+MEMORY_ATTEMPTS = 3
+MEMORY_PAUSE_S = 2.0
+"""Longest time in which what is decoded may be used up, before an item that found no memory is tried again."""
 
 Ticket = tuple[int, int]
 """Number of an item among those fed, and number of the piece."""
@@ -159,7 +164,7 @@ class Feeder:
             # The last piece waits until the decoder has come to its end: only then is it certain that the file holds
             # what it announced, and an item whose pieces are all taken is committed.
             held: Example | None = None
-            for example in self._encoder.prepare(item):
+            for example in self._pieces(item):
                 if held is not None and not self._put(number, held):
                     return
                 held = example
@@ -169,6 +174,26 @@ class Feeder:
             self._fail(number, as_item_error(item, error))
         except BaseException as error:  # noqa: BLE001 - a defect in a thread must reach the caller, not vanish
             self._fail(number, error)
+
+    def _pieces(self, item: Item) -> Iterator[Example]:
+        """The pieces of an item. When memory runs out, what waits is used up first; then it goes on where it was."""
+        given = num_attempts = 0
+        while True:
+            try:
+                for example in islice(self._encoder.prepare(item), given, None):
+                    given += 1
+                    yield example
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                num_attempts += 1
+                if num_attempts == MEMORY_ATTEMPTS or self._inline:
+                    raise MemoryError(str(error)) from error
+            # Outside of `except`: a live exception would keep what the failed attempt had decoded.
+            release_memory()
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._waiting_bytes == 0, timeout=MEMORY_PAUSE_S)
 
     def _put(self, number: int, example: Example) -> bool:
         with self._changed:

@@ -32,6 +32,9 @@ GONE_KINDS = ("missing", "unreadable")
 """What a bad row is called whose file is out of reach. What was encoded of it before is kept: a disk that is not
 mounted must not cost what is done."""
 
+DAMAGED = "damaged"
+"""What an item has failed of whose files were found spoilt and taken back: it is always tried again."""
+
 T = TypeVar("T")
 
 
@@ -89,6 +92,9 @@ class PlanOptions:
     unit_items: int = 256
     shard_bytes: int = 128 * 2**20
     shuffle_seed: int | None = None
+    sort_items: int = 0
+    """So many new items at a time are worked on in the order of their costs, the dearest first, so that items of one
+    length share batches. Their places in the output keep the order of the source. 0 sorts nothing."""
     limit_items: int | None = None
     """Plan at most this many new items; the rest stays for a later run."""
     retry_failed: bool = False
@@ -227,7 +233,7 @@ class _Reading:
             account.num_done += 1
             return
         target = account.skipped if row.skipped else account.failures
-        target.append(Failure(id=row.id, kind=row.kind, reason=row.reason))
+        target.append(Failure(id=row.id, kind=row.kind, reason=row.reason, line=row.line))
 
     def _start_anew(self, item: Item, entry: Entry) -> None:
         if entry.status == "done":
@@ -239,7 +245,7 @@ class _Reading:
         account = self._account
         if entry.status == "done":
             account.num_done += 1
-        elif entry.status == "failed" and self._options.retry_failed:
+        elif entry.status == "failed" and (self._options.retry_failed or entry.kind == DAMAGED):
             self.fresh.append((item, None))
         else:
             target = account.failures if entry.status == "failed" else account.skipped
@@ -304,6 +310,12 @@ def _digest(item: Item) -> str | None:
 
 
 def _outline(item: Item, encoder: Encoder) -> tuple[AudioInfo, Outline] | ItemError:
+    if item.audio is not None:
+        # A source that announces lengths spares the plan one look into every file; a wrong length costs no row.
+        try:
+            return item.audio, encoder.outline(item)
+        except ItemError:
+            pass
     try:
         info = probe(item.path)
         return info, encoder.outline(replace(item, audio=info))
@@ -315,30 +327,41 @@ def make_units(
     items: Sequence[PlannedItem], options: PlanOptions, spec: RecordSpec, *, unit: int, position: int, shard: int
 ) -> list[Unit]:
     """Give new items their places and cut them into units, counting on from `unit`, `position` and `shard`."""
+    placed = []
+    for planned in items:
+        placed.append(replace(planned, position=position))
+        position += planned.num_records
     units: list[Unit] = []
     shard_bytes = 0
-    for group in _groups(items, options):
-        placed = []
-        for planned in group:
-            placed.append(replace(planned, position=position))
-            position += planned.num_records
-        size = estimate_bytes(placed, spec)
+    for group in _groups(_sorted(placed, options.sort_items), options):
+        size = estimate_bytes(group, spec)
         if shard_bytes and shard_bytes + size > options.shard_bytes:
             shard, shard_bytes = shard + 1, 0
         shard_bytes += size
         number = unit + len(units)
-        batches = pack([planned.pieces for planned in placed], options.limits)
+        batches = pack([planned.pieces for planned in group], options.limits)
         units.append(
-            Unit(number=number, rank=number % options.ranks, shard=shard, items=tuple(placed), batches=tuple(batches))
+            Unit(number=number, rank=number % options.ranks, shard=shard, items=tuple(group), batches=tuple(batches))
         )
     return units
+
+
+def _sorted(items: Sequence[PlannedItem], size: int) -> Sequence[PlannedItem]:
+    if size == 0:
+        return items
+    windows = (items[start : start + size] for start in range(0, len(items), size))
+    return [planned for window in windows for planned in sorted(window, key=_cost_s, reverse=True)]
+
+
+def _cost_s(planned: PlannedItem) -> float:
+    return sum(piece.cost_s for piece in planned.pieces)
 
 
 def _groups(items: Sequence[PlannedItem], options: PlanOptions) -> Iterator[list[PlannedItem]]:
     group: list[PlannedItem] = []
     cost_s = 0.0
     for planned in items:
-        own_s = sum(piece.cost_s for piece in planned.pieces)
+        own_s = _cost_s(planned)
         if group and (len(group) == options.unit_items or cost_s + own_s > options.unit_audio_s):
             yield group
             group, cost_s = [], 0.0
@@ -349,17 +372,20 @@ def _groups(items: Sequence[PlannedItem], options: PlanOptions) -> Iterator[list
 
 
 def estimate_bytes(items: Iterable[PlannedItem], spec: RecordSpec, *, padded_samples: int | None = None) -> int:
-    """Bytes of the arrays of these items: frames times the size of a frame.
+    """Bytes of the arrays of these items: frames times the size of a frame, and what each record needs besides.
 
     Args:
         padded_samples: length that every record is filled up to, at the model's rate; None where none is.
     """
     per_frame = sum(array.bytes_per_frame for array in spec.arrays.values())
     frame_s = spec.hop_samples / spec.rate_hz
+    items = list(items)
+    num_records = sum(planned.num_records for planned in items)
+    per_record = sum(array.bytes_per_record for array in spec.arrays.values())
     if padded_samples is not None:
-        return sum(planned.num_records for planned in items) * (padded_samples // spec.hop_samples) * per_frame
+        return num_records * (padded_samples // spec.hop_samples * per_frame + per_record)
     seconds = sum(planned.item.audio.duration_s for planned in items if planned.item.audio)
-    return round(seconds / frame_s * per_frame)
+    return round(seconds / frame_s * per_frame) + num_records * per_record
 
 
 def unit_head(line: bytes) -> dict[str, Json]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from woodshed.chance import generator
-from woodshed.contracts import BadRow, Encoder, Item, Json, Observer, Progress, Summary
+from woodshed.contracts import BadRow, Encoder, Failure, Item, Json, Observer, Progress, Summary
 from woodshed.run.engine import Annotate, Engine, EngineOptions
 from woodshed.run.plan import Account, PlannedItem, PlanOptions, Unit, make_units, read_rows, unit_from_json, unit_head
+from woodshed.run.pool import Pool
 from woodshed.run.stopping import StopSignals
 from woodshed.store.entries import Entry, SourceFacts
 from woodshed.store.log import CommitLog
@@ -171,8 +172,15 @@ def run_plan(
     observer: Observer,
     stopped: StopSignals,
     annotate: Annotate | None = None,
+    derive: Callable[[Account, Sequence[Failure]], None] | None = None,
+    pool: Pool | None = None,
 ) -> Summary:
-    """Write the plan down, work it off, and account for every row."""
+    """Write the plan down, work it off, and account for every row.
+
+    Args:
+        derive: writes files that are derived from the log, given the account and the failures of this run so far.
+        pool: worker processes that compute; without them this process does.
+    """
     started = time.monotonic()
     account = work.account
     engine = Engine(
@@ -183,14 +191,16 @@ def run_plan(
         progress=_progress(work, store),
         stopped=stopped,
         annotate=annotate,
+        derive=None if derive is None else lambda: derive(account, engine.failures),
+        pool=pool,
     )
     if not account.is_complete:
         # A part of a plan is no plan: places and batches would differ from those of an undisturbed run.
         return _summary(work, store, engine, stopped.name, time.monotonic() - started)
     if work.new_units:
         units = work.units[-work.new_units :]
-        last = units[-1].items[-1]
-        store.plan.append((unit.to_json() for unit in units), next_position=last.position + last.num_records)
+        ends = (planned.position + planned.num_records for unit in units for planned in unit.items)
+        store.plan.append((unit.to_json() for unit in units), next_position=max(ends))
     store.expect_shards(work.shard_items)
     _record_bad_rows(account, store)
     engine.run(work.units, work.is_pending)

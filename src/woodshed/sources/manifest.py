@@ -44,7 +44,7 @@ def read_manifest(path: str) -> Iterator[Item | BadRow]:
             hint = "an `id` column with different values keeps both"
             row = BadRow(id="", kind="duplicate", reason=f"{reason} (try: {hint})", skipped=True)
         if not row.id:
-            row = replace(row, id=_unused(f"{name}:{line}", first_lines))
+            row = replace(row, id=unused_id(f"{name}:{line}", first_lines))
         first_lines[row.id] = line
         yield row
     if not first_lines:
@@ -76,7 +76,7 @@ def _path_cell(columns: Mapping[str, Json], where: str) -> tuple[str, str]:
         raise ItemError(f"{where} has no path (one of {', '.join(PATH_COLUMNS)})", kind="bad_row")
     value = columns[column]
     if not isinstance(value, str):
-        raise ItemError(f"{where}: `{column}` is {_type_name(value)}, not the path of a file", kind="bad_row")
+        raise ItemError(f"{where}: `{column}` is {type_name(value)}, not the path of a file", kind="bad_row")
     if "://" in value:
         raise ItemError(
             f"{where}: {value!r} is an address, not the path of a file",
@@ -100,11 +100,11 @@ def _id_cell(value: Json, where: str) -> str:
         return value or ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise ItemError(f"{where}: `id` is {_type_name(value)}, not text or a whole number", kind="bad_row")
+    raise ItemError(f"{where}: `id` is {type_name(value)}, not text or a whole number", kind="bad_row")
 
 
 def _json_lines(path: str) -> Iterator[_Parsed]:
-    for number, text in _lines(path):
+    for number, text in numbered_lines(path):
         where = f"line {number} of {Path(path).name}"
         if isinstance(text, ItemError):
             yield number, text
@@ -142,7 +142,7 @@ def _table(path: str) -> Iterator[_Parsed]:
 
 
 def _whole_lines(path: str, broken: list[ItemError]) -> Iterator[str]:
-    for _, text in _lines(path):
+    for _, text in numbered_lines(path):
         if isinstance(text, ItemError):
             broken.append(text)
         yield "\n" if isinstance(text, ItemError) else text
@@ -171,7 +171,7 @@ def _cells(header: list[str], cells: list[str], *, where: str) -> dict[str, Json
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
 
 
-def _lines(path: str) -> Iterator[tuple[int, str | ItemError]]:
+def numbered_lines(path: str) -> Iterator[tuple[int, str | ItemError]]:
     """Numbered lines as text (UTF-8, with or without a byte-order mark), or what is wrong with them."""
     name = Path(path).name
     try:
@@ -195,12 +195,12 @@ def _lines(path: str) -> Iterator[tuple[int, str | ItemError]]:
         raise UsageError(f"the manifest {path} cannot be read: {error.strerror}") from error
 
 
-def _unused(name: str, taken: Mapping[str, int]) -> str:
+def unused_id(name: str, taken: Mapping[str, int]) -> str:
     while name in taken:
         name += "'"
     return name
 
 
-def _type_name(value: Json) -> str:
+def type_name(value: Json) -> str:
     names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", str: "text"}
     return names.get(type(value), "null")

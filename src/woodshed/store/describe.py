@@ -10,6 +10,8 @@ from typing import Any
 from woodshed.contracts import Json, Place, Record, RecordSpec
 from woodshed.errors import ItemError
 
+ROW = "row"
+"""In a record's metadata and in the log's facts: what a manifest says of it."""
 OURS = frozenset({
     "id", "path", "relpath", "timestamps", "seconds_start", "seconds_total", "padding_mask", "sample_rate",
     "audio_channels", "duration", "start_time", "end_time", "sample_offset", "num_samples", "total_samples",
@@ -85,6 +87,16 @@ def record_facts(record: Record, place: Place, spec: RecordSpec) -> dict[str, Js
         "valid_frames": int(meta.get("valid_frames", min(num_frames, -(-num_samples // spec.hop_samples)))),
         "silent": bool(meta.get("silent", False)),
     }
+
+
+def log_facts(record: Record, place: Place, spec: RecordSpec) -> dict[str, Json]:
+    """What the log keeps of a record: where it lies in its source and, if the encoder has something to say of it as a
+    row of a manifest (`ROW`), that and the length of each array's first axis (`lengths`)."""
+    facts = record_facts(record, place, spec)
+    if ROW in record.meta:
+        facts[ROW] = record.meta[ROW]
+        facts["lengths"] = {name: int(array.shape[0]) for name, array in record.arrays.items()}
+    return facts
 
 
 def to_json(value: Mapping[str, Any], place: Place) -> bytes:

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +70,12 @@ class Disk:
         with _explained("write", path), path.open("ab" if append else "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Callable[[bytes], object]]:
+        """Write a file through the function that this gives. Not durable before `sync`."""
+        with _explained("write", path), path.open("wb") as file:
+            yield file.write
 
     def sync(self, paths: Sequence[Path]) -> None:
         """Make files and folders durable, at once by `syncfs` when they are many. All lie in one file system."""

@@ -31,6 +31,10 @@ class Publisher:
         """Write one file that is not in the log, durably and atomically."""
         temporary = self._folder / self.temporary()
         self._disk.write(temporary, [content])
+        self.settle(temporary, target)
+
+    def settle(self, temporary: Path, target: Path) -> None:
+        """Bring a file that is written to its place, durably and atomically."""
         self._disk.sync([temporary])
         self._make_parents(target)
         self._disk.rename(temporary, target)

@@ -13,7 +13,8 @@ import numpy as np
 
 from woodshed.contracts import Failure, Json
 from woodshed.errors import StoreError
-from woodshed.store import shards, stable_audio
+from woodshed.store import indextts, shards, stable_audio
+from woodshed.store.describe import ROW
 from woodshed.store.entries import Entry, FullEntry, RecordEntry, Totals
 from woodshed.store.folder import read_run
 from woodshed.store.log import CommitLog
@@ -27,7 +28,7 @@ class Reader:
     def __init__(self, folder: Path, run: Mapping[str, Json], log: CommitLog) -> None:
         self.folder = folder
         self.layout: str = run["layout"]
-        """`stable_audio` or `shards`."""
+        """`stable_audio`, `shards` or `indextts`."""
         self.fingerprint: Mapping[str, Json] = run["fingerprint"]
         self.spec: Mapping[str, Json] = run["spec"]
         """The `RecordSpec` as a dict: `kind`, `main`, `arrays` (name -> axes, dtype, bytes_per_frame), `rate_hz`,
@@ -68,6 +69,8 @@ class Reader:
         try:
             if self.layout == shards.Shards.name:
                 return shards.read_arrays(self.folder, record)
+            if self.layout == indextts.IndexTTS.name:
+                return indextts.read_arrays(self.folder, record, self.spec["arrays"])
             return stable_audio.read_arrays(self.folder, record, main=self.spec["main"])
         except (OSError, ValueError) as error:
             raise self._unreadable(record, error) from error
@@ -81,6 +84,8 @@ class Reader:
         try:
             if self.layout == shards.Shards.name:
                 return shards.read_meta(self.folder, record)
+            if self.layout == indextts.IndexTTS.name:
+                return {**record.facts, **record.facts[ROW], "id": record.id}
             return stable_audio.read_meta(self.folder, record)
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(record, error) from error

@@ -22,7 +22,7 @@ import xxhash
 from woodshed.contracts import Json, Layout, Place, Record, RecordSpec
 from woodshed.errors import StoreError
 from woodshed.store import tensors
-from woodshed.store.describe import describe, to_json
+from woodshed.store.describe import describe, log_facts, to_json
 from woodshed.store.entries import Blob, RecordEntry
 from woodshed.store.sealed import to_line
 
@@ -64,6 +64,10 @@ class Shards:
         """
         metadata = to_json(describe(record, place, self.spec), place).decode("ascii")
         yield f"{place.position}", tensors.pack(record.arrays, {_META: metadata})
+
+    def facts(self, record: Record, place: Place) -> dict[str, Json]:
+        """`store.describe.log_facts`."""
+        return log_facts(record, place, self.spec)
 
     def pack(self, shard: int, blobs: Sequence[tuple[int, Load]]) -> Iterator[tuple[str, Iterator[bytes]]]:
         """The two files of a shard: names, order and bytes follow from the records alone."""

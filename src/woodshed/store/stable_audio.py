@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import numpy as np
 from woodshed.contracts import Json, Place, Record, RecordSpec, smallest_integer
 from woodshed.errors import ItemError, StoreError
 from woodshed.store import tensors
-from woodshed.store.describe import describe, to_json
+from woodshed.store.describe import describe, log_facts, to_json
 from woodshed.store.entries import FileEntry, RecordEntry
+from woodshed.store.npy import npy_bytes
 
 _NUM_RANKS = 1000
 _NUM_POSITIONS = 10**10
@@ -54,11 +54,15 @@ class StableAudio:
         main = self._main_array(record, place)
         others = {name: array for name, array in record.arrays.items() if name != self.spec.main}
         metadata = to_json(self._metadata(record, place), place)
-        yield f"{stem}.npy", _npy(main)
+        yield f"{stem}.npy", npy_bytes(main)
         if others:
             kind = "moments" if set(others) == {"std"} else "arrays"
             yield f"{stem}.{kind}.safetensors", tensors.pack(others, {})
         yield f"{stem}.json", metadata
+
+    def facts(self, record: Record, place: Place) -> dict[str, Json]:
+        """`store.describe.log_facts`."""
+        return log_facts(record, place, self.spec)
 
     def _main_array(self, record: Record, place: Place) -> np.ndarray:
         array = record.arrays[self.spec.main]
@@ -82,13 +86,6 @@ class StableAudio:
         described["timestamps"] = [min(1.0, start / longest), min(1.0, (start + window) / longest)]
         described["padding_mask"] = [1] * valid + [0] * (frames - valid)
         return described
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    np.lib.format.write_array(buffer, little, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def read_arrays(folder: Path, record: RecordEntry, *, main: str) -> dict[str, np.ndarray]:

@@ -8,8 +8,10 @@ wholly there or wholly absent, and so is a new version of an item whose source c
 
 from __future__ import annotations
 
+import filecmp
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +20,6 @@ import xxhash
 
 from woodshed.contracts import Failure, Json, Layout, Place, Record, RecordSpec
 from woodshed.errors import StoreError
-from woodshed.store.describe import record_facts
 from woodshed.store.disk import Disk
 from woodshed.store.entries import (
     Blob,
@@ -67,7 +68,6 @@ class Store:
         self,
         folder: Path,
         layout: Layout,
-        spec: RecordSpec,
         disk: Disk,
         lock: Lock,
         *,
@@ -75,7 +75,7 @@ class Store:
         group_s: float,
         group_bytes: int,
     ) -> None:
-        self.folder, self._layout, self._spec, self._disk, self._lock = folder, layout, spec, disk, lock
+        self.folder, self._layout, self._disk, self._lock = folder, layout, disk, lock
         self._group_s, self._group_bytes = group_s, group_bytes
         self._log = CommitLog.read(folder)
         self._group = _Group()
@@ -124,7 +124,7 @@ class Store:
         lock = Lock(folder)
         try:
             claim(folder, {"layout": layout.name, "fingerprint": dict(fingerprint), "spec": asdict(spec)}, disk)
-            return cls(folder, layout, spec, disk, lock, worker=worker, group_s=group_s, group_bytes=group_bytes)
+            return cls(folder, layout, disk, lock, worker=worker, group_s=group_s, group_bytes=group_bytes)
         except BaseException:
             lock.release()
             raise
@@ -183,6 +183,22 @@ class Store:
         """
         self._check()
         self._render(self.folder / checked_relpath(path), content)
+
+    @contextmanager
+    def draft(self, path: str) -> Iterator[Callable[[bytes], object]]:
+        """Write a derived file piece by piece, through the function that this gives; it appears whole at the end.
+
+        Nothing happens when the file has this content already, nor when an error ends it early.
+        """
+        self._check()
+        target = self.folder / checked_relpath(path)
+        temporary = self.folder / self._publisher.temporary()
+        with self._disk.writing(temporary) as write:
+            yield write
+        if target.is_file() and filecmp.cmp(temporary, target, shallow=False):
+            self._disk.remove(temporary)
+            return
+        self._publisher.settle(temporary, target)
 
     def note(self, name: str, content: bytes) -> None:
         """Like `render`, for `.woodshed/<name>`: facts about this machine, which do not travel with the data."""
@@ -340,7 +356,7 @@ class ItemWriter:
                 id=self._source.id,
                 index=place.index,
                 position=place.position,
-                facts=record_facts(record, place, store._spec),
+                facts=store._layout.facts(record, place),
                 files=tuple(files),
                 blob=blob,
             )

@@ -1,0 +1,1 @@
+"""From a line of a manifest to text ids: cleaning, language, normalisation, SentencePiece."""
