@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "encode": "woodshed.jobs.encode",
-    "open": "woodshed.datasets.folder",
+    "encode": ("woodshed.jobs.encode", "encode"),
+    "open": ("woodshed.datasets.folder", "open"),
+    "speech_features": ("woodshed.jobs.speech", "speech"),
 }
 
 if TYPE_CHECKING:
     from woodshed.datasets.folder import open as open
     from woodshed.jobs.encode import encode as encode
+    from woodshed.jobs.speech import speech as speech_features
 
-__all__ = ["__version__", "encode", "open"]
+__all__ = ["__version__", "encode", "open", "speech_features"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'woodshed' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from woodshed.cli.doctor import EXTRAS, Finding, diagnosis_lines, installed_version
 from woodshed.cli.progress import Pace, PlainObserver, QuietObserver, RichObserver, watcher
-from woodshed.cli.show import Report, show
+from woodshed.cli.show import show
 from woodshed.contracts import Failure, Progress, Summary
 from woodshed.jobs.report import (
     ArrayFacts,
@@ -62,7 +62,7 @@ DEMO = DemoReport(
 )
 
 
-def shown(report: Report) -> str:
+def shown(report: object) -> str:
     stream = io.StringIO()
     show(report, Console(file=stream))
     return stream.getvalue()
@@ -175,7 +175,7 @@ def test_exit_codes_of_reports() -> None:
 def test_reports_as_json() -> None:
     told = replace(VERIFIED, max_difference=float("nan")).to_json()
     assert (told["max_difference"], told["exit_code"]) == (None, 1)
-    assert told["problems"] == [{"id": "0/1.npy", "kind": "checksum", "reason": "differs"}]
+    assert told["problems"] == [{"id": "0/1.npy", "kind": "checksum", "reason": "differs", "line": None}]
     assert DEMO.to_json()["encoded"]["failure_kinds"] == {"truncated": 13, "empty": 1}
 
 

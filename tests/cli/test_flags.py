@@ -153,6 +153,6 @@ def test_help_shows_every_field_and_examples_that_work(command: object) -> None:
         assert (name.upper() if name == model.positional else model.flag(name) + " ") in text.replace(",", " ")
     for example in command.examples:
         assert example in text
-        words = shlex.split(example)[2:]
+        words = shlex.split(example)[1 + len(command.name.split()) :]
         if "--config" not in words:
             settings_from(model, read_command_line(parser, model, words))

@@ -26,7 +26,10 @@ TEXTS = ("Hello, is this the 2nd one?", "我爱你 and you", "Ab c", "The rain i
 
 
 def write_models(folder: Path, *, num_layers: int = LAYER + 1, seed: int = 0) -> Path:
-    """Files of 2.0 and 2.5 where IndexTTS2's own programs put them (the GPT and config of 2.5 below `2.5/`)."""
+    """Files of 2.0 and 2.5 where IndexTTS2's own programs put them.
+
+    The folder itself serves 2.0, and both releases at once; `2.5/` has the GPT and config of 2.5 and links to the rest.
+    """
     from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
     torch.manual_seed(seed)
@@ -60,6 +63,12 @@ def write_models(folder: Path, *, num_layers: int = LAYER + 1, seed: int = 0) ->
     torch.save(_campplus(chance), folder / "hf_cache" / "campplus_cn_common.bin")
     vocabulary = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
     (folder / "multilingual_zh_ja_yue_char_del.tiktoken").write_text(vocabulary)
+    own = {name: settings[name] for name in ("gpt_checkpoint", "w2v_stat")}
+    (folder / "2.5" / "config.yaml").write_text(
+        yaml.safe_dump({**own, "gpt": {**gpt, "condition_type": "none"}, "version": 2.5})
+    )
+    for name in ("hf_cache", "wav2vec2bert_stats.pt", "codec.pth", "multilingual_zh_ja_yue_char_del.tiktoken"):
+        (folder / "2.5" / name).symlink_to(folder.absolute() / name)
     return folder
 
 
@@ -95,11 +104,10 @@ def load_small_campplus_shapes() -> dict[str, tuple[int, ...]]:
 
 def models_of(folder: Path, *, target: str = "2.0") -> list[str]:
     """Flags that name the models."""
-    flags = ["--config", str(folder / "config.yaml"), "--semantic-layer", str(LAYER), "--device", "cpu"]
+    own = folder / "2.5" if target == "2.5" else folder
+    flags = ["--config", str(own / "config.yaml"), "--semantic-layer", str(LAYER), "--device", "cpu"]
     if target == "both":
         flags += ["--gpt-checkpoint", str(folder / "gpt.pth"), str(folder / "2.5" / "gpt.pth")]
-    elif target == "2.5":
-        flags += ["--gpt-checkpoint", str(folder / "2.5" / "gpt.pth")]
     return [*flags, "--target", target]
 
 

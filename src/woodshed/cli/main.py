@@ -94,9 +94,16 @@ COMMANDS = (
         ),
     ),
     Command(
+        name="speech demo",
+        summary="Make features of embedded real speech with models that need no download.",
+        settings="speech_demo_settings.SpeechDemoSettings",
+        examples=("woodshed speech demo", "woodshed speech demo --output somewhere-else"),
+    ),
+    Command(
         name="speech models",
         summary="List, check and fetch the model files that a speech run needs.",
         settings="speech_models_settings.SpeechModelsSettings",
+        is_watched=False,
         examples=("woodshed speech models", "woodshed speech models --target both --download"),
     ),
     Command(
@@ -128,6 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code
     except WoodshedError as error:
         return _told(error, hint=error.hint, message=error.message, exit_code=error.exit_code)
+    except ModuleNotFoundError as error:
+        from woodshed.cli.doctor import EXTRAS
+
+        module = (error.name or "").partition(".")[0].replace("_", "-")
+        extra = next((extra for extra, packages in EXTRAS.items() if module in packages), None)
+        if extra is None:
+            raise
+        message = f"this needs the package {module}, which is not installed"
+        return _told(error, message=message, hint=f"pip install 'woodshed[{extra}]'", exit_code=EXIT_USAGE)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more while closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

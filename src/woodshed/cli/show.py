@@ -13,7 +13,11 @@ from woodshed.cli.quantities import audio_length, clock, size
 from woodshed.contracts import Summary
 from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanReport, SpeechReport, VerifyReport
 
-OWN_PAGES = {"SpeechModelsReport": "show_speech_models", "PairsReport": "show_speech_pairs"}
+OWN_PAGES = {
+    "SpeechDemoReport": "show_speech_demo",
+    "SpeechModelsReport": "show_speech_models",
+    "PairsReport": "show_speech_pairs",
+}
 """Reports of jobs that are looked up by name: importing them here would load torch for every command."""
 
 PLAIN_WIDTH = 120

@@ -30,7 +30,7 @@ def run(settings: DemoSettings, *, observer: Observer) -> DemoReport:
         UsageError: the output folder holds something else than an earlier demo.
     """
     started = time.monotonic()
-    output = _prepare(Path(settings.output), keep=settings.keep)
+    output = demo_folder(Path(settings.output), keep=settings.keep)
     sounds, latents, decoded = output / "sounds", output / "latents", output / "decoded"
     with as_file(files("woodshed.assets") / "demo") as embedded:
         shutil.copytree(embedded, sounds, dirs_exist_ok=True)
@@ -49,7 +49,12 @@ def run(settings: DemoSettings, *, observer: Observer) -> DemoReport:
     )
 
 
-def _prepare(output: Path, *, keep: bool) -> Path:
+def demo_folder(output: Path, *, keep: bool) -> Path:
+    """A folder for a demo, emptied of an earlier one unless that is kept.
+
+    Raises:
+        UsageError: it holds something else.
+    """
     if output.exists() and any(output.iterdir()):
         if not (output / MARK).exists():
             raise UsageError(

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from woodshed.contracts import Json
 from woodshed.errors import StoreError, UsageError
-from woodshed.jobs.complaints import checked
-from woodshed.jobs.settings import DecodeSettings, EncodeSettings
+from woodshed.jobs.complaints import SomeSettings, checked
+from woodshed.jobs.settings import DecodeSettings, EncodeSettings, Settings
+from woodshed.store.reader import Reader
 
 DETAILS = "details.json"
 DETAILS_DIGEST = "details.xxh3_64"
 """Beside the log: what `DETAILS` must hash to."""
 SETTINGS = "settings.json"
 """The settings with absolute paths, for this machine; `details.json` is what travels."""
+SPEECH_KIND = "speech"
+"""`RecordSpec.kind` of what `woodshed speech` makes."""
+_FOR_ONE_RUN = ("command", "dry_run", "limit_batches", "max_samples", "retry_failed")
+"""What `SETTINGS` may hold and is no setting of the folder."""
+
+Command: TypeAlias = Literal["encode", "speech"]
+
+
+def made_by(reader: Reader) -> Command:
+    """The command that made a folder."""
+    return "speech" if reader.spec["kind"] == SPEECH_KIND else "encode"
 
 
 def settings_to_json(settings: EncodeSettings) -> bytes:
@@ -41,8 +55,8 @@ def own_folders(output: Path, settings: EncodeSettings) -> list[str]:
     return [str(output)] if is_named else [str(output), str(decoded)]
 
 
-def read_settings(folder: Path) -> EncodeSettings:
-    """The settings of the last run over a folder.
+def read_settings(folder: Path, model: type[SomeSettings]) -> SomeSettings:
+    """The settings of the last run over a folder; `model` is that of the command by which it was made.
 
     Raises:
         StoreError: the folder does not hold them.
@@ -53,13 +67,40 @@ def read_settings(folder: Path) -> EncodeSettings:
     except FileNotFoundError as error:
         raise StoreError(
             f"{folder} does not tell how it was made: {path} is missing",
-            hint="this works on folders that `woodshed encode` wrote, with their .woodshed folder",
+            hint="this works on folders that `woodshed encode` or `woodshed speech` wrote, with their .woodshed folder",
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="restore it from a backup") from error
-    # settings for one run only do not belong to the folder
-    kept = {name: value for name, value in plain.items() if name not in ("dry_run", "limit_batches", "retry_failed")}
+    if not isinstance(plain, dict):
+        raise StoreError(f"{path} is damaged: it holds no settings", hint="restore it from a backup")
     try:
-        return checked(EncodeSettings, kept)
+        return checked(model, {name: value for name, value in plain.items() if name not in _FOR_ONE_RUN})
     except UsageError as error:
         raise StoreError(f"{path} is damaged: {error.message}", hint="restore it from a backup") from error
+
+
+def command_line(command: Command, settings: Settings) -> str:
+    """A command line that goes on with a folder, for a shell.
+
+    >>> command_line("encode", EncodeSettings(input=Path("my sounds"), output_path=Path("out"), captions=False))
+    "woodshed encode --pretrained-name woodshed-tiny --input 'my sounds' --no-captions --output-path out"
+    """
+    return shlex.join(["woodshed", command, *_flags(settings)])
+
+
+def _flags(settings: Settings) -> Iterator[str]:
+    """Flags for all that is not as it would be without them. What takes several values comes first."""
+    plain, single, several = settings.to_json(), list[str](), list[str]()
+    for name, field in type(settings).model_fields.items():
+        value = plain[name]
+        default = field.default if not isinstance(field.default, Path) else str(field.default)
+        if value == default or value in (None, []) or name in _FOR_ONE_RUN:
+            continue
+        flag = type(settings).flag(name)
+        if isinstance(value, bool):
+            single.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            several += [flag, *map(str, value)]
+        else:
+            single += [flag, str(value)]
+    yield from (*several, *single)

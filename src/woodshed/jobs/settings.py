@@ -62,11 +62,13 @@ class Settings(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """What is saved with a run: plain values, and itself a valid settings file."""
-        plain = {name: getattr(self, name) for name in type(self).model_fields}
-        return {
-            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for name, value in plain.items()
-        }
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def check_device(device: str) -> str:

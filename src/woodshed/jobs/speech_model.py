@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from woodshed.batching.pack import BatchLimits
-from woodshed.encoders.speech.clip import ORIGINAL_FIRST_RATE_HZ, RATE_HZ, ClipLimits, Rules
+from woodshed.encoders.speech.clip import ClipLimits, Rules
 from woodshed.encoders.speech.encoder import SpeechEncoder, SpeechOptions, Target
 from woodshed.encoders.speech.model_files import GivenFiles, ModelFiles, find_model_files
 from woodshed.encoders.speech.models import load_networks
 from woodshed.encoders.speech.published_files import Role
+from woodshed.encoders.speech.published_values import ORIGINAL_FIRST_RATE_HZ, RATE_HZ
 from woodshed.encoders.speech.rules_25 import TextRules25
 from woodshed.encoders.speech.text.rules import TextRules
 from woodshed.encoders.speech.whisper import WhisperSemantic

@@ -7,10 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from woodshed.encoders.speech.clip import ORIGINAL_FIRST_RATE_HZ, RATE_HZ
-from woodshed.encoders.speech.encoder import REFERENCE_S
 from woodshed.encoders.speech.published_files import Target
-from woodshed.encoders.speech.w2vbert import SEMANTIC_LAYER
+from woodshed.encoders.speech.published_values import (
+    MAX_CLIP_S,
+    MIN_FRAMES,
+    ORIGINAL_FIRST_RATE_HZ,
+    RATE_HZ,
+    REFERENCE_S,
+    SEMANTIC_LAYER,
+)
 from woodshed.errors import UsageError
 from woodshed.jobs.settings import FilePath, Settings, check_device
 from woodshed.speech.split import SplitBy
@@ -60,10 +65,14 @@ class SpeechSettings(Settings):
         f"(under --compat: {COMPAT_LANGUAGE}).",
     )
     max_seconds: float = Field(
-        default=200.0, gt=0, le=200.0, allow_inf_nan=False, description="Longest clip; a longer one is reported."
+        default=MAX_CLIP_S,
+        gt=0,
+        le=MAX_CLIP_S,
+        allow_inf_nan=False,
+        description="Longest clip; a longer one is reported.",
     )
     min_frames: int = Field(
-        default=3, ge=3, description="Shortest clip, in frames of 20 ms; a shorter one is reported."
+        default=MIN_FRAMES, ge=MIN_FRAMES, description="Shortest clip, in frames of 20 ms; a shorter one is reported."
     )
 
     target: Target = Field(
@@ -130,7 +139,7 @@ class SpeechSettings(Settings):
         f"only {RATE_HZ}, the rate that the models hear.",
     )
     reference_seconds: float = Field(
-        default=REFERENCE_S, ge=0.1, le=200.0, allow_inf_nan=False,
+        default=REFERENCE_S, ge=0.1, le=MAX_CLIP_S, allow_inf_nan=False,
         description="Condition, speaker and emotion are taken from so much of a clip's beginning, as in inference.",
     )  # fmt: skip
     strict_trim: bool = Field(

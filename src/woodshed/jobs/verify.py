@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,50 +12,59 @@ import xxhash
 from woodshed.audio.probe import probe
 from woodshed.audio.resample import resampled_length
 from woodshed.chance import generator
-from woodshed.contracts import BadRow, Encoder, Failure, Item, Observer, Record
-from woodshed.errors import ItemError, StoreError, UsageError
+from woodshed.contracts import Arrays, BadRow, Encoder, Item, Json, Observer, Record
+from woodshed.errors import ItemError, UsageError
+from woodshed.jobs import repair, speech_verify
 from woodshed.jobs.encode import compute_threads
-from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, own_folders, read_settings
+from woodshed.jobs.findings import Findings, check_files, check_records, scaled_difference
+from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, made_by, own_folders, read_settings
 from woodshed.jobs.model import load_encoder
 from woodshed.jobs.report import VerifyReport
 from woodshed.jobs.settings import EncodeSettings, VerifySettings
 from woodshed.run.single import encode_item
 from woodshed.sources.open import open_source
-from woodshed.store.reader import FullEntry, Reader, open_reader
-from woodshed.store.sealed import check_sealed
-from woodshed.store.verify import verify_files
+from woodshed.store.reader import Reader, open_reader
 
-MAX_LISTED = 100
 TOLERANCE = 1e-4
 """Of the stored values' standard deviation: what another batching or machine may change."""
 
 
-class _Findings:
-    """Problems as they are found: all are counted, the first hundred are kept."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: list[Failure] = []
-
-    def add(self, name: str, kind: str, reason: str) -> None:
-        self.count += 1
-        if len(self.first) < MAX_LISTED:
-            self.first.append(Failure(id=name, kind=kind, reason=reason))
-
-
 def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
-    """Check checksums, shapes and finiteness of all that is stored, and the account of the source's rows and seconds.
+    """Check checksums, shapes, values and manifests of all that is stored, and the account of the source's rows.
+
+    Under `repair`, what is damaged is taken back (`woodshed.jobs.repair`).
 
     Raises:
-        StoreError: the folder is not one of ours, or its log is damaged.
+        StoreError: the folder is not one of ours, its log is damaged, or a run is writing to it that is to be repaired.
     """
-    folder = Path(settings.folder)
-    reader, made = open_reader(folder), read_settings(folder)
-    findings, notes = _Findings(), []
+    findings = Findings()
+    reader = open_reader(Path(settings.folder))
+    if not settings.repair:
+        report = _look(reader, settings, findings, observer)
+        can_mend = bool(findings.num_spoilt + findings.num_derived)
+        return replace(report, notes=(*report.notes, repair.ADVICE)) if can_mend else report
+    with repair.open_store(reader) as store:
+        # Again, now that nobody else writes and what a crash left is put right.
+        reader = open_reader(reader.folder)
+        report = _look(reader, settings, findings, observer)
+        return repair.mend(store, reader, findings, report, observer)
+
+
+def _look(reader: Reader, settings: VerifySettings, findings: Findings, observer: Observer) -> VerifyReport:
+    if made_by(reader) == "speech":
+        return speech_verify.look(reader, settings, findings, observer)
+    return _look_at_encoded(reader, settings, findings, observer)
+
+
+def _look_at_encoded(reader: Reader, settings: VerifySettings, findings: Findings, observer: Observer) -> VerifyReport:
+    folder = reader.folder
+    made = read_settings(folder, EncodeSettings)
+    notes: list[str] = []
     observer.message("comparing checksums")
-    num_files = _check_files(reader, findings)
+    num_files = check_files(reader, findings)
+    _check_details(folder, findings)
     observer.message("looking at every array")
-    num_records = _check_arrays(reader, findings)
+    num_records = check_records(reader, findings, array_problems)
     if settings.source is not None:
         made = made.model_copy(update={"input": settings.source, "dataset_config_path": None})
     items: dict[str, Item] = {}
@@ -77,8 +86,6 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
         worst, num_reencoded = _check_again(reader, made, items, settings, findings, observer)
     else:
         num_reencoded = 0
-    if findings.count:
-        notes.append("damaged or missing records: restore them from a backup, or encode into a new folder")
     return VerifyReport(
         folder=str(folder),
         num_records=num_records,
@@ -93,24 +100,7 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
     )
 
 
-def _check_files(reader: Reader, findings: _Findings) -> int:
-    for problem in verify_files(reader):
-        findings.add(problem.item_id or problem.path, problem.kind, f"{problem.path}: {problem.detail}")
-    _check_details(reader.folder, findings)
-    for plan in sorted((reader.folder / ".woodshed" / "plan").glob("*.jsonl")):
-        try:
-            check_sealed(plan)
-        except StoreError as error:
-            findings.add(plan.name, "checksum", error.message)
-    own = {file.path for entry in reader.entries() for record in entry.records for file in record.files}
-    own |= {file.path for shard in reader.log.shards.values() for file in shard.files}
-    for path in _arrays_on_disk(reader.folder):
-        if path not in own:
-            findings.add(path, "foreign", f"{path} was not made by a committed run, but readers would find it")
-    return len(own)
-
-
-def _check_details(folder: Path, findings: _Findings) -> None:
+def _check_details(folder: Path, findings: Findings) -> None:
     noted = folder / ".woodshed" / DETAILS_DIGEST
     if not noted.exists():
         return
@@ -123,30 +113,7 @@ def _check_details(folder: Path, findings: _Findings) -> None:
         findings.add(DETAILS, "checksum", f"{DETAILS} was changed; delete it, and any further run writes it again")
 
 
-def _arrays_on_disk(folder: Path) -> Iterator[str]:
-    """Files below the folder that a reader would take for data."""
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if relative.parts[0] != ".woodshed" and path.suffix in (".npy", ".safetensors"):
-            yield relative.as_posix()
-
-
-def _check_arrays(reader: Reader, findings: _Findings) -> int:
-    num_records = 0
-    for entry in _done(reader):
-        for record in entry.records:
-            num_records += 1
-            try:
-                arrays = reader.arrays(record)
-            except StoreError as error:
-                findings.add(entry.id, "unreadable", error.message)
-                continue
-            for reason in array_problems(arrays, reader, dict(record.facts)):
-                findings.add(entry.id, "array", f"record {record.index}: {reason}")
-    return num_records
-
-
-def array_problems(arrays: dict[str, np.ndarray], reader: Reader, facts: dict[str, int]) -> Iterator[str]:
+def array_problems(arrays: Arrays, reader: Reader, facts: Mapping[str, Json]) -> Iterator[str]:
     """What is wrong with one record's arrays: names, axes, types, lengths, values."""
     spec = reader.spec
     for name, own in spec["arrays"].items():
@@ -169,7 +136,7 @@ def array_problems(arrays: dict[str, np.ndarray], reader: Reader, facts: dict[st
 
 
 def _check_coverage(
-    reader: Reader, made: EncodeSettings, rows: Iterator[Item | BadRow], findings: _Findings
+    reader: Reader, made: EncodeSettings, rows: Iterator[Item | BadRow], findings: Findings
 ) -> tuple[float, float, dict[str, Item]]:
     """Compare every row of the source with what is stored of it."""
     rate_hz = reader.spec["rate_hz"]
@@ -201,7 +168,7 @@ def _check_again(
     made: EncodeSettings,
     items: dict[str, Item],
     settings: VerifySettings,
-    findings: _Findings,
+    findings: Findings,
     observer: Observer,
 ) -> tuple[float | None, int]:
     """Encode some items anew, each alone, and compare. Gives the largest difference in standard deviations."""
@@ -222,7 +189,7 @@ def _check_again(
     return worst, len(order)
 
 
-def _difference(reader: Reader, encoder: Encoder, item: Item, findings: _Findings) -> float:
+def _difference(reader: Reader, encoder: Encoder, item: Item, findings: Findings) -> float:
     entry = reader.entry(item.id)
     assert entry is not None
     try:
@@ -242,21 +209,3 @@ def _difference(reader: Reader, encoder: Encoder, item: Item, findings: _Finding
     if worst > TOLERANCE:
         findings.add(item.id, "reencode", f"differs by {worst:.2g} standard deviations when encoded again")
     return worst
-
-
-def scaled_difference(stored: np.ndarray, fresh: np.ndarray) -> float:
-    """Largest difference in standard deviations of `stored`; for tokens, the share that differs.
-
-    >>> scaled_difference(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5]))
-    0.25
-    """
-    if stored.size == 0:
-        return 0.0
-    if stored.dtype.kind in "iu":
-        return float((stored != fresh).mean())
-    scale = float(stored.std(dtype=np.float64)) or 1.0
-    return float(np.abs(stored.astype(np.float64) - fresh.astype(np.float64)).max()) / scale
-
-
-def _done(reader: Reader) -> Iterator[FullEntry]:
-    return (entry for entry in reader.entries() if entry.status == "done")

@@ -17,7 +17,17 @@ import numpy as np
 from woodshed.chance import generator
 from woodshed.contracts import BadRow, Encoder, Failure, Item, Json, Observer, Progress, Summary
 from woodshed.run.engine import Annotate, Engine, EngineOptions
-from woodshed.run.plan import Account, PlannedItem, PlanOptions, Unit, make_units, read_rows, unit_from_json, unit_head
+from woodshed.run.plan import (
+    DAMAGED,
+    Account,
+    PlannedItem,
+    PlanOptions,
+    Unit,
+    make_units,
+    read_rows,
+    unit_from_json,
+    unit_head,
+)
 from woodshed.run.pool import Pool
 from woodshed.run.stopping import StopSignals
 from woodshed.store.entries import Entry, SourceFacts
@@ -113,10 +123,12 @@ class _EarlierPlans:
 
     An item counts in the shard of its latest plan only. Positions grow from plan to plan: a seat is waiting when the
     log has nothing on its item, or a word of an earlier position; it is out of date when the log has a later one.
+    The seat of an item whose files were taken back waits again, so that its next files are those it had.
     """
 
     def __init__(self, log: CommitLog) -> None:
         self._log = log
+        self._damaged = {failure.id for failure in log.failures() if failure.kind == DAMAGED}
         self.num_units = 0
         self.waiting: dict[str, PlannedItem] = {}
         self.open_lines: list[Json] = []
@@ -130,12 +142,13 @@ class _EarlierPlans:
         shard = head["shard"]
         open_ids = set()
         for name, position in zip(head["ids"], head["positions"], strict=True):
-            if self._log.is_at(name, position):
+            is_at = self._log.is_at(name, position)
+            if is_at and name not in self._damaged:
                 self.shard_items[shard] += 1
                 continue
             known = self._log.entry(name)
-            if known is None or (known.position is not None and known.position < position):
-                last = self._shards.get(name, None if known is None else known.shard)
+            if known is None or (known.position is not None and known.position <= position):
+                last = self._shards.get(name, None if known is None or is_at else known.shard)
                 if last is not None:
                     self.shard_items[last] -= 1
                 self._shards[name] = shard

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -28,6 +29,8 @@ MAX_DURATION_S = 24 * 3600.0
 PLAN_RATE_HZ = 16_000
 """Rate in which an announced duration is put: the one that the front end works at."""
 MAX_FOLDERS_REMEMBERED = 10_000
+MAX_LENGTHS_REMEMBERED = 20_000
+"""Rows of one length share what is said of it: in milliseconds, as they are often given, few lengths are unlike."""
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _COLUMNS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
@@ -228,7 +231,8 @@ class _Reader:
     def _label(self, columns: dict[str, Json], column: str, line: int) -> str:
         value = columns.get(column)
         if isinstance(value, str):
-            return value
+            # one text for all the rows of a speaker
+            return sys.intern(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if value is not None:
@@ -323,6 +327,7 @@ def _required_text(columns: dict[str, Json], column: str, *, kind: str) -> str:
     raise ItemError(f"there is no `{column}`", kind=kind)
 
 
+@lru_cache(MAX_LENGTHS_REMEMBERED)
 def _announced(duration_s: float) -> AudioInfo:
     num_samples = round(duration_s * PLAN_RATE_HZ)
     return AudioInfo(rate_hz=PLAN_RATE_HZ, num_channels=1, num_samples=num_samples, format="announced", decoder="")

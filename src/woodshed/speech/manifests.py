@@ -36,6 +36,8 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "emo_vec": ("emo_vec_path", ""),
 }
 """The manifest's names of an array's file and of its length; a vector has no length."""
+_OF_TOKENIZER = ("unknown", "unknown_characters")
+"""Facts of a row that differ between the releases where it is made for both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,8 @@ class Manifests:
         for release in self.releases:
             row = self.row(record, release)
             drafts[release, is_val](json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-            statistics[release].add(row, known, audio_s=record.facts["num_samples"] / 16_000, is_val=is_val)
+            own = {name: known.get(f"{name}{OF_25}", known[name]) for name in _OF_TOKENIZER if release == "2.5"}
+            statistics[release].add(row, known | own, audio_s=record.facts["num_samples"] / 16_000, is_val=is_val)
 
     def _stats(
         self,

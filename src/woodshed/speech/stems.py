@@ -58,11 +58,11 @@ def is_plain(row_id: str) -> bool:
 
 
 def with_stems(rows: Iterable[Item | BadRow]) -> Iterator[Item | BadRow]:
-    """The same rows, each item with its `stem` in `meta`.
+    """The same rows; an item whose stem is not its id has it in `meta`, under `stem`.
 
     A bad row takes its stem too: the names of the others stay as they are when its sound turns up later.
     """
     stems = Stems()
     for row in rows:
         stem = stems.stem(row.id)
-        yield row if isinstance(row, BadRow) else replace(row, meta={**row.meta, "stem": stem})
+        yield row if isinstance(row, BadRow) or stem == row.id else replace(row, meta={**row.meta, "stem": stem})

@@ -160,8 +160,8 @@ def entry_of(
     )
 
 
-def item_line(entry: Entry, records: list[Json]) -> bytes:
-    """The log's line about an item; `records` as `record_json` gives them."""
+def item_line(entry: Entry, records: list[Json], *, kept: Sequence[Json] = ()) -> bytes:
+    """The log's line about an item; `records`, and what is `kept` of a failed one, as `record_json` gives them."""
     head = {
         "id": entry.id,
         "status": entry.status,
@@ -179,7 +179,7 @@ def item_line(entry: Entry, records: list[Json]) -> bytes:
         "kind": entry.kind,
         "reason": entry.reason,
     }
-    return to_line({**head, "records": records})
+    return to_line({**head, "records": records, **({"kept": list(kept)} if kept else {})})
 
 
 def record_json(record: RecordEntry) -> Json:

@@ -27,12 +27,12 @@ from woodshed.store.npy import npy_bytes
 OF_25 = "_25"
 """Ends the names of the arrays that IndexTTS 2.5 needs: `codes` are those of 2.0, `codes_25` those of 2.5."""
 STEM = "stem"
-"""The column of an item's metadata that names its files."""
+"""The column of an item's metadata that names its files, where that is not its id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexTTS:
-    """Files per record, named by the row's `stem` in the item's metadata."""
+    """Files per record, named by the `stem` in the item's metadata or else by its id."""
 
     spec: RecordSpec
 
@@ -40,8 +40,9 @@ class IndexTTS:
 
     def files(self, record: Record, place: Place) -> Iterator[tuple[str, bytes]]:
         """One file per array."""
+        stem = place.item.meta.get(STEM, place.item.id)
         for array, values in record.arrays.items():
-            yield f"{array_folder(array, self.spec.arrays)}/{place.item.meta[STEM]}.npy", npy_bytes(values)
+            yield f"{array_folder(array, self.spec.arrays)}/{stem}.npy", npy_bytes(values)
 
     def facts(self, record: Record, place: Place) -> dict[str, Json]:
         """`store.describe.log_facts`."""

@@ -10,6 +10,7 @@ At start-up only the head of a line is parsed, everything up to its records; the
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import struct
 from collections import Counter
@@ -21,7 +22,7 @@ from woodshed.contracts import Failure, Json
 from woodshed.errors import StoreError
 from woodshed.store.disk import disk_error
 from woodshed.store.entries import Blob, Entry, FileEntry, RecordEntry, ShardEntry, Status, Totals
-from woodshed.store.sealed import unseal
+from woodshed.store.sealed import check_sealed
 
 COMMITS = ".woodshed/commits"
 STAGING = ".woodshed/staging"
@@ -31,6 +32,8 @@ TMP = ".woodshed/tmp"
 _RECORDS = b',"records":'
 """Ends the head of a line. Inside a JSON string the quotes would be escaped, and no key before it has this name."""
 _OPEN_SEGMENTS = 64
+_HEADS_AT_ONCE = 16_384
+"""Lines that are parsed together: a segment may hold a million."""
 _STATUSES: tuple[Status, ...] = ("done", "failed", "skipped")
 _STATUS = {name: number for number, name in enumerate(_STATUSES)}
 _ABSENT = -1
@@ -63,7 +66,9 @@ class CommitLog:
         self._segments: list[str] = []
         self._packed: dict[str, bytes] = {}
         self._reasons: dict[str, tuple[str, str]] = {}
-        self._bodies: dict[str, bytes] = {}
+        self._bodies: dict[str, mmap.mmap] = {}
+        self._paths: dict[str, Path] = {}
+        """Where segments lie that have not appeared yet."""
 
     @classmethod
     def read(cls, folder: Path, *, only_applied: bool = False) -> CommitLog:
@@ -71,10 +76,10 @@ class CommitLog:
         log = cls(folder)
         names = sorted(committed_segments(folder), key=segment_order)
         for name in names:
-            body, footer = unseal(folder / COMMITS / f"{name}.jsonl")
+            num_bytes, footer = check_sealed(folder / COMMITS / f"{name}.jsonl")
             if only_applied and name == names[-1] and any((folder / source).exists() for source, _ in footer["moves"]):
                 break
-            log.add(name, body, footer)
+            log.add_file(name, num_bytes, footer)
         return log
 
     @property
@@ -82,19 +87,43 @@ class CommitLog:
         """Number of the newest segment; -1 when there is none."""
         return segment_order(self._segments[-1])[0] if self._segments else -1
 
-    def add(self, name: str, body: bytes, footer: Mapping[str, Json]) -> None:
-        """Take the content of the segment `name`, which must be newer than all before it."""
+    def add_file(self, name: str, num_bytes: int, footer: Mapping[str, Json], *, path: Path | None = None) -> None:
+        """Take the segment `name`, which must be newer than all before it.
+
+        Args:
+            num_bytes: length of its body.
+            path: where it lies until `appeared` is called; unset: in its place.
+        """
+        if path is not None:
+            self._paths[name] = path
+        with _mapped(path or self._path(name)) as body:
+            self.add(name, body, footer, num_bytes=num_bytes)
+
+    def appeared(self, name: str) -> None:
+        """The segment `name` lies in its place now."""
+        self._paths.pop(name, None)
+        self._bodies.pop(name, None)
+
+    def _path(self, segment: str) -> Path:
+        return self._paths.get(segment) or self.folder / COMMITS / f"{segment}.jsonl"
+
+    def add(
+        self, name: str, body: bytes | mmap.mmap, footer: Mapping[str, Json], *, num_bytes: int | None = None
+    ) -> None:
+        """Like `add_file`, from the content of a segment; `num_bytes` of it are its body, or all."""
         segment = len(self._segments)
         self.last_footer = footer
         self._segments.append(name)
-        heads, offsets, start = [], [], 0
-        while start < len(body):
-            end = body.index(b"\n", start)
-            head_end = body.find(_RECORDS, start, end)
-            heads.append(body[start:head_end])
+        heads, offsets, start = list[bytes](), list[int](), 0
+        body_end = len(body) if num_bytes is None else num_bytes
+        while start < body_end:
+            end = body.find(b"\n", start)
+            heads.append(body[start : body.find(_RECORDS, start, end)])
             offsets.append(start)
             start = end + 1
-        self._add_heads(json.loads(b"[" + b"},".join(heads) + b"}]") if heads else [], offsets, segment)
+            if len(heads) == _HEADS_AT_ONCE or start >= body_end:
+                self._add_heads(json.loads(b"[" + b"},".join(heads) + b"}]"), offsets, segment)
+                heads, offsets = [], []
         for shard in footer["shards"]:
             files = tuple(FileEntry(*file) for file in shard["files"])
             self.shards[shard["shard"]] = ShardEntry(shard["shard"], segment, shard["num_items"], files)
@@ -184,10 +213,17 @@ class CommitLog:
 
     def records(self, item_id: str) -> tuple[RecordEntry, ...]:
         """The records of a committed item, read from its segment."""
+        return self._records(item_id, "records")
+
+    def kept(self, item_id: str) -> tuple[RecordEntry, ...]:
+        """What a failed item had given before it failed, out of the way of readers; mostly nothing."""
+        return self._records(item_id, "kept")
+
+    def _records(self, item_id: str, key: str) -> tuple[RecordEntry, ...]:
         packed = self._packed[item_id]
         segment, offset = _FIXED.unpack_from(packed)[-2:]
         body = self._body(self._segments[segment])
-        line = json.loads(body[offset : body.index(b"\n", offset)])
+        line = json.loads(body[offset : body.find(b"\n", offset)])
         shard = self.shards.get(line["shard"]) if line["shard"] is not None else None
         in_shard = shard is not None and shard.segment > segment
         return tuple(
@@ -200,18 +236,14 @@ class CommitLog:
                 shard=line["shard"] if in_shard else None,
                 blob=Blob(*record["blob"]) if "blob" in record and not in_shard else None,
             )
-            for index, record in enumerate(line["records"])
+            for index, record in enumerate(line.get(key, ()))
         )
 
-    def _body(self, segment: str) -> bytes:
+    def _body(self, segment: str) -> mmap.mmap:
         if segment not in self._bodies:
             if len(self._bodies) >= _OPEN_SEGMENTS:
                 del self._bodies[next(iter(self._bodies))]
-            path = self.folder / COMMITS / f"{segment}.jsonl"
-            try:
-                self._bodies[segment] = path.read_bytes()
-            except OSError as error:
-                raise disk_error("read", path, error) from error
+            self._bodies[segment] = _mapped(self._path(segment))
         return self._bodies[segment]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,6 +254,13 @@ class CommitLog:
         shard, segment = _WHERE.unpack_from(self._packed[item_id])
         complete = self.shards.get(shard)
         return complete is not None and complete.segment > segment
+
+    def is_shard_used(self, shard: int) -> bool:
+        """Whether the latest records of any item lie in the files of a complete shard."""
+        return any(
+            packed[0] == 0 and _WHERE.unpack_from(packed)[0] == shard and self.is_in_shard(item_id)
+            for item_id, packed in self._packed.items()
+        )
 
     def unpacked_items(self) -> Iterator[str]:
         """Items that have a shard whose files do not hold their latest word yet."""
@@ -244,6 +283,15 @@ class CommitLog:
         for item_id, (kind, reason) in self._reasons.items():
             if self._packed[item_id][0] == 1:
                 yield Failure(id=item_id, kind=kind, reason=reason)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A segment's content. Mapped, since one may be larger than memory has room for."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise disk_error("read", path, error) from error
 
 
 def _raw_digest(digest: str) -> bytes | None:

@@ -75,7 +75,8 @@ class Packing:
                 assert record.blob is not None, "a waiting record lies in staging"
                 blobs.append((record.position, partial(read_blob, self._folder, record.blob)))
         complete = self._log.shards.get(shard)
-        if complete is not None and complete.files:
+        # Files that nobody needs any more may be damaged: they are not opened.
+        if complete is not None and complete.files and self._log.is_shard_used(shard):
             for position, item_id, load in self.layout.unpack(self._folder, shard):
                 entry = self._log.entry(item_id)
                 if entry is not None and entry.shard == shard and self._log.is_in_shard(item_id):

@@ -8,7 +8,7 @@ from pathlib import Path
 from woodshed.contracts import Json
 from woodshed.store.disk import Disk
 from woodshed.store.log import COMMITS, TMP, CommitLog
-from woodshed.store.sealed import seal, unseal
+from woodshed.store.sealed import check_sealed, seal
 
 
 class Publisher:
@@ -51,25 +51,36 @@ class Publisher:
         """
         if moves:
             self._disk.sync([*(self._folder / temporary for temporary in moves.values()), self._folder / TMP])
-        name = f"{self._worker}-{self._log.last_seq + 1:08d}"
+        name = self.next_segment
         moved = [(temporary, final) for final, temporary in moves.items()]
         footer = {"lines": len(lines), "moves": moved, "removes": removes, "shards": shards}
         temporary = self._folder / self.temporary()
         self._disk.write(temporary, [seal(lines, footer)])
+        segment = self.appear(name, temporary)
+        self._log.add_file(name, *check_sealed(segment))
+        self.apply(moved, removes)
+
+    @property
+    def next_segment(self) -> str:
+        """Name of the segment that comes next."""
+        return f"{self._worker}-{self._log.last_seq + 1:08d}"
+
+    def appear(self, name: str, temporary: Path) -> Path:
+        """The moment of commit: bring a segment that is written to its place, durably. All it names is durable."""
         self._disk.sync([temporary])
         segment = self._folder / COMMITS / f"{name}.jsonl"
         self._disk.rename(temporary, segment)
         self._disk.sync([segment.parent])
-        self._log.add(name, *unseal(segment))
-        self._apply(moved, removes)
+        return segment
 
-    def _apply(self, moves: Iterable[tuple[str, str]], removes: Iterable[str]) -> None:
+    def apply(self, moves: Iterable[tuple[str, str]], removes: Iterable[str]) -> None:
+        """Do what a committed segment says, in its order: first the moves, then the removals."""
         changed = set()
         for temporary, final in moves:
             target = self._folder / final
             self._make_parents(target)
             self._disk.rename(self._folder / temporary, target)
-            changed.add(target.parent)
+            changed |= {target.parent, (self._folder / temporary).parent}
         for path in removes:
             target = self._folder / path
             if target.parent.is_dir():
@@ -91,6 +102,6 @@ class Publisher:
         footer = self._log.last_footer
         if footer is not None:
             left = [(temporary, final) for temporary, final in footer["moves"] if (self._folder / temporary).exists()]
-            self._apply(left, footer["removes"])
+            self.apply(left, footer["removes"])
         for path in sorted((self._folder / TMP).iterdir()):
             self._disk.remove(path)

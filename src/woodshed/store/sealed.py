@@ -33,8 +33,15 @@ def to_line(value: Json) -> bytes:
 
 def seal(lines: Iterable[bytes], footer: Mapping[str, Json]) -> bytes:
     """The bytes of a sealed file; `lines` are without newlines."""
-    content = b"".join(line + b"\n" for line in lines) + to_line(dict(footer)) + b"\n"
-    return content + to_line({"xxh3_64": xxhash.xxh3_64_hexdigest(content)}) + b"\n"
+    content = b"".join(line + b"\n" for line in lines)
+    return content + seal_end(footer, xxhash.xxh3_64(content))
+
+
+def seal_end(footer: Mapping[str, Json], digest: xxhash.xxh3_64) -> bytes:
+    """What comes after the body of a sealed file, given the digest of that body."""
+    end = to_line(dict(footer)) + b"\n"
+    digest.update(end)
+    return end + _check_line(digest.hexdigest())
 
 
 def unseal(path: Path) -> tuple[bytes, dict[str, Json]]:

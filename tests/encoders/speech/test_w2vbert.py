@@ -24,7 +24,7 @@ from woodshed.errors import ModelError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "indextts2"
 TINY = GOLDEN / "w2vbert_tiny.safetensors"
-SMALL_BLOCKS = Blocks(rows=7, clips=1, queries=5, bias_elements=1)
+SMALL_BLOCKS = Blocks(rows=7, clips=1, queries=20, bias_elements=1)
 GROUPED = Blocks(rows=64, clips=3, queries=32, bias_elements=4096)
 
 
@@ -112,9 +112,9 @@ def test_other_sizes_equal_transformers(left: int, right: int, heads: int, kerne
     close(run(ours, features, [valid]), expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    lengths=st.lists(st.tuples(st.integers(1, 150), st.booleans()), min_size=1, max_size=6),
+    lengths=st.lists(st.tuples(st.integers(1, 120), st.booleans()), min_size=1, max_size=5),
     spare=st.integers(0, 40),
     garbage=st.sampled_from([0.0, 1.0, -3e4, 1e30, float("inf"), float("nan")]),
     blocks=st.sampled_from([None, SMALL_BLOCKS, GROUPED]),

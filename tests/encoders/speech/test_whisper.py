@@ -70,7 +70,8 @@ def demo_wave(name: str) -> np.ndarray:
 def reference_states(tensors: dict[str, Tensor], features: Tensor, layer: int) -> Tensor:
     """States of one clip after `layer` layers, by transformers: its position table is cut to the clip."""
     whisper = pytest.importorskip("transformers.models.whisper.modeling_whisper")
-    length = (features.shape[0] + 1) // 2
+    length = features.shape[0] // 2
+    assert features.shape[0] == 2 * length  # transformers takes even lengths only
     hidden, width = tensors["layers.0.fc1.weight"].shape
     config = whisper.WhisperConfig(
         d_model=width, encoder_layers=layer + 1, encoder_attention_heads=width // 64, encoder_ffn_dim=hidden,
@@ -81,9 +82,8 @@ def reference_states(tensors: dict[str, Tensor], features: Tensor, layer: int) -
     wanted = {key: cut[key].float() for key in encoder.state_dict() if key in cut}
     assert len(wanted) >= len(encoder.state_dict()) - 2  # the final norm comes after the states
     encoder.load_state_dict(wanted, strict=False)
-    even = torch.nn.functional.pad(features, (0, 0, 0, len(features) % 2))  # transformers takes even lengths only
     with torch.inference_mode():
-        states: Tensor = encoder(even.T[None], output_hidden_states=True).hidden_states[layer]
+        states: Tensor = encoder(features.T[None], output_hidden_states=True).hidden_states[layer]
     return states
 
 
@@ -277,6 +277,12 @@ def test_codebooks_that_do_not_fit(tmp_path: Path) -> None:
     whole = write_codebook(book).read_bytes()
     book.write_bytes(whole[: len(whole) // 2])
     assert "no whole safetensors file" in refusal(weights, book)
+
+
+def test_what_ships_fits_the_weights_of_the_package() -> None:
+    semantic = real()
+    assert semantic.notes == ()
+    assert (semantic.codebook_size, semantic.codebook.layer, semantic.max_s) == (1024, 2, 30.0)
 
 
 def test_the_same_words_give_the_same_codes() -> None:

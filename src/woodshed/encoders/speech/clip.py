@@ -20,11 +20,10 @@ from woodshed.audio.decode import blocks
 from woodshed.audio.probe import probe
 from woodshed.audio.resample import Resampler, ResamplerName, make_resampler
 from woodshed.contracts import AudioInfo, Item, Json
+from woodshed.encoders.speech.published_values import MAX_CLIP_S, MIN_FRAMES, RATE_HZ
 from woodshed.encoders.speech.text.pieces import TextIds
 from woodshed.errors import ItemError
 
-RATE_HZ = 16_000
-ORIGINAL_FIRST_RATE_HZ = 24_000
 ANNOUNCED = "announced"
 """Format of an `AudioInfo` that a manifest's `duration` gave, and nobody's header."""
 MAX_UNKNOWN_SHOWN = 20
@@ -60,10 +59,8 @@ class ClipLimits:
 
     max_text_tokens: int = 600
     max_codes: int = 1815
-    max_s: float = 200.0
-    """IndexTTS2's conditioning network has positions for 200 s."""
-    min_frames: int = 3
-    """Model frames (20 ms each) that the conditioning network needs at least."""
+    max_s: float = MAX_CLIP_S
+    min_frames: int = MIN_FRAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,8 @@ class Clip:
     text_ids: Int32[np.ndarray, "token"]
     row: dict[str, Json]
     """What a manifest says of it: `text` (cleaned), `audio_path`, `speaker`, `language`, `duration` (seconds or None),
-    and `unknown` (tokens) with `unknown_characters`; `recording` where the source names it."""
+    and `unknown` (tokens) with `unknown_characters`; `recording` where the source names it. Where a run has a second
+    tokenizer, that one's unknown tokens are in `unknown_25` and `unknown_characters_25`."""
 
 
 def read_clip(item: Item, rules: Rules, limits: ClipLimits, *, compat: bool, first_rate_hz: int) -> Clip:
@@ -102,7 +100,7 @@ def read_clip(item: Item, rules: Rules, limits: ClipLimits, *, compat: bool, fir
     info = item.audio if item.audio is not None and item.audio.format != ANNOUNCED else probe(item.path)
     check_duration(item, info.duration_s, limits)
     wave = read_wave(item.path, info, compat=compat, first_rate_hz=first_rate_hz)
-    if is_silent(peak(wave)):
+    if is_silent(peak(wave[np.newaxis])):
         raise ItemError(f"{item.relpath} is silent throughout", kind="silent", hint="leave it out, or record it again")
     duration = meta.get("duration")
     row: dict[str, Json] = {
@@ -111,12 +109,17 @@ def read_clip(item: Item, rules: Rules, limits: ClipLimits, *, compat: bool, fir
         "speaker": meta["speaker"],
         "language": meta["language"],
         "duration": duration if compat or duration is not None else round(info.duration_s, 6),
-        "unknown": ids.num_unknown,
-        "unknown_characters": "".join(ids.unknown[:MAX_UNKNOWN_SHOWN]),
+        **unknown_tokens(ids),
     }
     if "recording" in meta.get("extra", {}):
         row["recording"] = meta["extra"]["recording"]
     return Clip(wave=wave, text_ids=ids.ids, row=row)
+
+
+def unknown_tokens(ids: TextIds, *, suffix: str = "") -> dict[str, Json]:
+    """What a row's facts say of the ids that its tokenizer does not know; `suffix` ends the keys."""
+    shown = "".join(ids.unknown[:MAX_UNKNOWN_SHOWN])
+    return {f"unknown{suffix}": ids.num_unknown, f"unknown_characters{suffix}": shown}
 
 
 def spoken_language(item: Item, rules: Rules) -> str | None:

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -26,17 +27,18 @@ from torch.nn.utils.rnn import pad_sequence
 from woodshed.contracts import Arrays, ArraySpec, Example, Item, Json, Outline, Piece, Record, RecordSpec
 from woodshed.encoders.speech.campplus import CampPlus
 from woodshed.encoders.speech.clip import (
-    RATE_HZ,
     ClipLimits,
     Rules,
     check_duration,
     check_frames,
     read_clip,
     spoken_language,
+    unknown_tokens,
 )
 from woodshed.encoders.speech.conditioning import Conditioning
 from woodshed.encoders.speech.fbank import campplus_fbank
 from woodshed.encoders.speech.frontend import num_frames, num_valid, seamless_features
+from woodshed.encoders.speech.published_values import RATE_HZ, REFERENCE_S
 from woodshed.encoders.speech.semantic_codec import SemanticCodec
 from woodshed.encoders.speech.w2vbert import SemanticStats, W2VBert, normalise_features
 
@@ -44,7 +46,8 @@ PREPROCESSING_VERSION = 1
 """Raised whenever the same source would give other numbers."""
 HOP_SAMPLES = 320
 """Samples per model frame: 50 frames a second."""
-REFERENCE_S = 15.0
+MAX_OUTLINES_REMEMBERED = 20_000
+"""More than there are lengths in frames up to 200 s."""
 CLIP = "clip"
 """Key of every piece: clips of all lengths may share a batch."""
 BEGINNING = "beginning_"
@@ -145,7 +148,7 @@ class SpeechEncoder:
         num_samples = round(duration_s * RATE_HZ)
         self._check(item, num_samples)
         seconds = duration_s + (self.options.reference_s if self._is_long(num_samples) else 0.0)
-        return Outline(pieces=(Piece(key=CLIP, cost_s=clip_cost_s(seconds)),), num_records=1)
+        return whole_clip(clip_cost_s(seconds))
 
     def _is_long(self, num_samples: int) -> bool:
         return not self.options.compat and num_samples > round(self.options.reference_s * RATE_HZ)
@@ -167,6 +170,7 @@ class SpeechEncoder:
             rules = self.rules[target]
             ids = rules.ids(rules.clean(item.meta["text"]), spoken_language(item, rules))
             arrays[_named("text_ids", target)] = ids.ids
+            clip.row.update(unknown_tokens(ids, suffix=_named("", target)))
         facts = {"num_samples": np.array(len(clip.wave)), "row": row_to_array(clip.row)}
         reference = clip.wave
         arrays = {**arrays, **facts, **_heard(clip.wave)}
@@ -304,6 +308,12 @@ def _array_specs(target: Target, condition_dtype: str, conditioning: Conditionin
 
 def _named(array: str, target: Target) -> str:
     return array if target == "2.0" else f"{array}_25"
+
+
+@lru_cache(MAX_OUTLINES_REMEMBERED)
+def whole_clip(cost_s: float) -> Outline:
+    """One piece, one record; the same object for clips of one cost, which are many."""
+    return Outline(pieces=(Piece(key=CLIP, cost_s=cost_s),), num_records=1)
 
 
 def clip_cost_s(duration_s: float) -> float:

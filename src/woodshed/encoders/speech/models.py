@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -13,12 +12,15 @@ from woodshed.encoders.speech.campplus import CampPlus
 from woodshed.encoders.speech.checkpoint import open_checkpoint
 from woodshed.encoders.speech.conditioning import Conditioning
 from woodshed.encoders.speech.encoder import Networks, Target
+from woodshed.encoders.speech.model_config import ModelConfig
 from woodshed.encoders.speech.model_files import ModelFiles
 from woodshed.encoders.speech.published_files import Role
 from woodshed.encoders.speech.semantic_codec import SemanticCodec
 from woodshed.encoders.speech.w2vbert import SEMANTIC_LAYER, SemanticStats, W2VBert
 from woodshed.errors import ModelError
 
+_ROLES: Mapping[Target, tuple[Role, Role]] = {"2.0": ("codec_50hz", "gpt_2.0"), "2.5": ("codec_25hz", "gpt_2.5")}
+"""The files of one release: its codec and its GPT."""
 _IN_FINGERPRINT: Sequence[Role] = (
     "w2v_bert",
     "w2v_stats",
@@ -52,21 +54,12 @@ def load_networks(
         open_checkpoint(files.path("w2v_bert")), layer=layer, config=_json(files), device=device, dtype=dtype
     )
     stats = SemanticStats.from_tensors(open_checkpoint(files.path("w2v_stats")), device=device)
-    made: dict[str, SemanticCodec | Conditioning] = {}
+    # The config beside a run for both is that of one of them: it is compared with models that are alone only.
+    config = files.config if files.config.path is not None and len(targets) == 1 else None
+    codecs, conditionings = {}, {}
     for target in targets:
-        suffix, codec_role = ("", "codec_50hz") if target == "2.0" else ("_25", "codec_25hz")
-        # The config beside a run for both is that of 2.0 or of 2.5: its sizes are compared with its own models only.
-        config = files.config if files.config.path is not None and len(targets) == 1 else None
-        codec_file: Role = "codec_50hz" if codec_role == "codec_50hz" else "codec_25hz"
-        gpt_file: Role = "gpt_2.0" if target == "2.0" else "gpt_2.5"
-        codec = SemanticCodec.from_tensors(open_checkpoint(files.path(codec_file)), device=device)
-        conditioning = Conditioning.from_tensors(
-            open_checkpoint(files.path(gpt_file)), config=None if config is None else asdict(config.gpt), device=device
-        )
-        if config is not None:
-            codec.check_config(asdict(config.semantic_codec))
-        _check_fit(files, bert, codec, target)
-        made |= {f"codec{suffix}": codec, f"conditioning{suffix}": conditioning}
+        codecs[target], conditionings[target] = _load_release(files, target, config, device)
+        _check_fit(files, bert, codecs[target], target)
     campplus = None
     if "2.5" in targets:
         campplus = CampPlus.from_tensors(open_checkpoint(files.path("campplus")), device=device)
@@ -74,11 +67,26 @@ def load_networks(
     return Networks(
         w2v_bert=bert,
         stats=stats,
+        codec=codecs.get("2.0"),
+        codec_25=codecs.get("2.5"),
+        conditioning=conditionings.get("2.0"),
+        conditioning_25=conditionings.get("2.5"),
         campplus=campplus,
         digests={"layer": layer, **{role: digests[role] for role in _IN_FINGERPRINT if role in digests}},
         device=device,
-        **made,  # type: ignore[arg-type]
     )
+
+
+def _load_release(
+    files: ModelFiles, target: Target, config: ModelConfig | None, device: torch.device
+) -> tuple[SemanticCodec, Conditioning]:
+    codec_role, gpt_role = _ROLES[target]
+    codec = SemanticCodec.from_tensors(open_checkpoint(files.path(codec_role)), device=device)
+    if config is not None:
+        codec.check_config(config.stated_codec)
+    stated = None if config is None else config.stated_gpt
+    gpt = open_checkpoint(files.path(gpt_role))
+    return codec, Conditioning.from_tensors(gpt, config=stated, device=device)
 
 
 def _json(files: ModelFiles) -> Mapping[str, Json] | None:

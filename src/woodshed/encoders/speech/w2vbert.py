@@ -221,10 +221,13 @@ class _Convolution(nn.Module):
             part.add_(F.linear(F.silu(self.depthwise_layer_norm(update), inplace=True), narrow))
 
     def _along_time(self, clips: Float[Tensor, "clip frame channel"]) -> Float[Tensor, "clip frame channel"]:
-        weight = self.depthwise_conv.weight
+        weight, dtype = self.depthwise_conv.weight, clips.dtype
+        if clips.device.type == "cpu":
+            # In half precision torch 2.13's oneDNN never returns from this call when there are few channels.
+            clips, weight = clips.float(), weight.float()
         clips = F.pad(clips, (0, 0, weight.shape[-1] - 1, 0))
         # As an image one pixel high in channels-last order: no transposed copy, several times faster on a CPU.
-        image = F.conv2d(clips.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), groups=len(weight))
+        image = F.conv2d(clips.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), groups=len(weight)).to(dtype)
         return image.squeeze(2).transpose(1, 2)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from woodshed.contracts import Arrays, ArraySpec, Example, Item, Json, Outline, Piece, RecordSpec
-from woodshed.encoders.speech.clip import RATE_HZ, ClipLimits, Rules, check_duration, check_frames, read_clip
+from woodshed.encoders.speech.clip import ClipLimits, Rules, check_duration, check_frames, read_clip
 from woodshed.encoders.speech.encoder import CLIP, HOP_SAMPLES, PASSED_ON, SpeechJoiner, clip_cost_s, row_to_array
+from woodshed.encoders.speech.published_values import RATE_HZ
 from woodshed.encoders.speech.whisper import WhisperSemantic
 
 PREPROCESSING_VERSION = 1
