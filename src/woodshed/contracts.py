@@ -67,6 +67,8 @@ class BadRow:
     """True for rows that are left out by rule (a duplicate of an earlier row), not by fault."""
     line: int | None = None
     """Where it stands in its manifest, counted from 1."""
+    duplicate_of: str | None = None
+    """For a duplicate: the id that an earlier row has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,15 @@ class Encoder(Protocol):
         ...
 
     def joiner(self, item: Item) -> Joiner: ...
+
+
+@runtime_checkable
+class FillsSeats(Protocol):
+    """An encoder that pads a batch to its longest row: whatever has one seat shapes the arithmetic of all."""
+
+    def stand_in(self, item: Item) -> Example:
+        """Something of the shape that an item of this length (`item.audio`) has, to be thrown away. Opens no file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ import soundfile
 import torch
 
 from tests.jobs.conftest import GOLDEN, sound
+from tests.jobs.speech_fixtures import shared_models
+from tests.jobs.tiny_indextts import LAYER, TEXTS
 from woodshed.cli.flags import build_parser, read_command_line, settings_from
 from woodshed.cli.main import COMMANDS
 from woodshed.errors import UsageError
-from woodshed.jobs.settings import EncodeSettings
+from woodshed.jobs.settings import EncodeSettings, Settings
+from woodshed.jobs.speech_pairs_settings import SpeechPairsSettings
+from woodshed.jobs.speech_retokenize_settings import SpeechRetokenizeSettings
+from woodshed.jobs.speech_settings import SpeechSettings
+from woodshed.run.plan import DAMAGED
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,7 +38,7 @@ RUN = [
 
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-COMMAND_NAMES = [command.name for command in COMMANDS]
+COMMANDS_BY_NAME = {command.name: command for command in COMMANDS}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,31 @@ def command_lines(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def speech_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Small models of IndexTTS2. They have no 17 layers, so another one is the default meanwhile."""
+    field = SpeechSettings.model_fields["semantic_layer"]
+    published, field.default = field.default, LAYER
+    SpeechSettings.model_rebuild(force=True)
+    yield shared_models(tmp_path_factory)
+    field.default = published
+    SpeechSettings.model_rebuild(force=True)
+
+
+def speech_manifest(folder: Path) -> None:
+    """`data/manifest.jsonl`: ten utterances of two speakers."""
+    rows = []
+    (folder / "data/wavs").mkdir(parents=True)
+    for number in range(10):
+        name = f"wavs/u{number:04d}.wav"
+        soundfile.write(folder / "data" / name, sound(0.6 + 0.1 * number, 16_000, 1, seed=number), 16_000)
+        text = f"{TEXTS[number % len(TEXTS)]} {number}"
+        row = {"id": f"u{number:04d}", "text": text, "audio": name, "speaker": f"s{number % 2}", "language": "en"}
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / "data/manifest.jsonl").write_text("".join(rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech_models: Path) -> Path:
     """What CONTRIBUTING.md promises to the blocks; it is the current folder."""
     sounds = {"drums/loop.wav": (3.2, 44_100, 2), "voice/hello.flac": (1.1, 16_000, 1), "rain.ogg": (2.5, 48_000, 2)}
     for seed, (name, (seconds, rate_hz, channels)) in enumerate(sounds.items()):
@@ -85,6 +116,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     datasets = [{"id": "mine", "path": "my-sounds"}]
     (tmp_path / "data.json").write_text(json.dumps({"dataset_type": "audio_dir", "datasets": datasets}))
     (tmp_path / "run.yaml").write_text("input: my-sounds\noutput_path: my-latents\n")
+    speech_manifest(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(speech_models)
+    (tmp_path / "speech.yaml").write_text("manifest: data/manifest.jsonl\noutput_dir: features\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -108,14 +142,16 @@ def test_command_lines_are_understood(page: Path, folder: Path) -> None:
         if words[0] == "doctor":
             assert words[1:] in ([], ["--json"]), where
             continue
-        assert words[0] in COMMAND_NAMES, f"{where}: {line}"
-        command = next(command for command in COMMANDS if command.name == words[0])
+        names = [" ".join(words[:2]), words[0]]
+        assert any(name in COMMANDS_BY_NAME for name in names), f"{where}: {line}"
+        name = next(name for name in names if name in COMMANDS_BY_NAME)
+        command = COMMANDS_BY_NAME[name]
         model = command.settings_model()
         parser = build_parser(
             model, prog=command.name, summary="", examples=(), layered=command.is_layered, watched=command.is_watched
         )
         try:
-            settings_from(model, read_command_line(parser, model, words[1:]))
+            settings_from(model, read_command_line(parser, model, words[len(name.split()) :]))
         except UsageError as error:
             pytest.fail(f"{where}: {line}\n{error}")
 
@@ -123,7 +159,8 @@ def test_command_lines_are_understood(page: Path, folder: Path) -> None:
 def test_the_pages_show_command_lines() -> None:
     """The parsing above would pass on pages whose blocks it does not recognise."""
     shown = [line for page in RUN for _, line in command_lines(page)]
-    assert {shlex.split(line)[1] for line in shown} >= {"encode", "decode", "inspect", "verify", "demo"}
+    assert {shlex.split(line)[1] for line in shown} >= {"encode", "decode", "inspect", "verify", "demo", "speech"}
+    assert {word for line in shown for word in shlex.split(line)[2:3]} >= {"demo", "models", "pairs", "retokenize"}
     assert sum("--model-config" in line for line in shown) >= 4
 
 
@@ -147,23 +184,51 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, f"{page.name} links to {target}: no such heading"
 
 
-def test_the_coming_from_page_has_a_row_for_every_flag() -> None:
-    page = (ROOT / "docs/coming-from/stable-audio-tools.md").read_text()
-    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `--"))
-    named = re.findall(r"`(--[a-z-]+)`", rows)
-    flags = [EncodeSettings.flag(name) for name in EncodeSettings.model_fields]
+@pytest.mark.parametrize(
+    ("page", "header", "model"),
+    [
+        ("stable-audio-tools", "| flag | there | here | |", EncodeSettings),
+        ("indextts2", "| flag | there | here | |", SpeechSettings),
+        ("indextts2", "`woodshed speech pairs` has the flags", SpeechPairsSettings),
+        ("indextts2", "`woodshed speech retokenize` works on", SpeechRetokenizeSettings),
+    ],
+)
+def test_coming_from_pages_have_a_row_for_every_flag(page: str, header: str, model: type[Settings]) -> None:
+    """`header` stands once, before its table."""
+    _, found, rest = (ROOT / f"docs/coming-from/{page}.md").read_text().partition(header)
+    assert found
+    assert header not in rest
+    table = re.search(r"(?:^\|[^\n]*\n)+", rest.partition("\n")[2], re.MULTILINE)
+    assert table is not None
+    rows = "\n".join(line.split("|")[1] for line in table.group().splitlines())
+    named = re.findall(r"`((?:--)?[a-zA-Z][a-zA-Z0-9-]+)`", rows)
+    flags = [name.upper() if name == model.positional else model.flag(name) for name in model.model_fields]
     assert sorted(named) == sorted(flags), "rows and flags differ"
 
 
 def test_exit_codes_page_knows_every_kind_of_failure() -> None:
-    """Kinds stand in the code as keyword arguments of errors and bad rows."""
+    """Kinds stand in the code as keyword arguments of errors and bad rows; a few are arguments without a name."""
     page = (ROOT / "docs/exit-codes.md").read_text()
     source = ROOT / "src" / "woodshed"
     raised = re.compile(r"(?:Error|BadRow)\((?:[^()]|\([^()]*\))*?\bkind=\"(\w+)\"")
-    kinds = {kind for path in source.rglob("*.py") for kind in raised.findall(path.read_text())}
+    either = re.compile(r"\bkind=\"\w+\" if [^\n]* else \"(\w+)\"")
+    texts = [path.read_text() for path in source.rglob("*.py")]
+    kinds = {kind for text in texts for kind in (*raised.findall(text), *either.findall(text))}
     assert {"truncated", "not_finite", "bad_row", "out_of_memory", "custom_metadata"} <= kinds, "the search works"
+    assert {"no_tokens", "text_too_long", "bad_text", "no_id", "padded_codes", "other_length"} <= kinds, (
+        "the search works for speech"
+    )
+    kinds |= {DAMAGED, "crashed", "duplicate", "no_text", "no_audio", "silent"}
     internal = {"config", "dropped"}  # turned into a UsageError; never recorded
     assert not {kind for kind in kinds - internal if f"`{kind}`" not in page}
+
+
+def test_exit_codes_page_knows_what_verify_finds() -> None:
+    page = (ROOT / "docs/exit-codes.md").read_text().partition("## What `verify` finds")[2].partition("\n## ")[0]
+    found = re.compile(r"findings\.add(?:_spoilt|_derived)?\([^,()]*(?:\([^()]*\))?[^,()]*, \"(\w+)\"")
+    kinds = {kind for path in (ROOT / "src/woodshed/jobs").glob("*.py") for kind in found.findall(path.read_text())}
+    assert {"array", "manifest", "coverage", "source", "reencode", "foreign"} <= kinds, "the search works"
+    assert not {kind for kind in kinds if f"`{kind}`" not in page}
 
 
 def test_formats_page_names_every_key_that_is_written(folder: Path) -> None:
@@ -183,3 +248,59 @@ def test_formats_page_names_every_key_that_is_written(folder: Path) -> None:
     names = {path.name for path in Path("out/.woodshed").iterdir()}
     assert not {name for name in names if f"`{name}" not in page}
     assert np.load(described.with_suffix(".npy")).dtype == np.float32
+
+
+def schema_keys(value: Any, *, but: frozenset[str]) -> set[str]:
+    """Keys of an object and of the objects in it; below those of `but` stand names of the data."""
+    if not isinstance(value, dict):
+        return set()
+    inner = (schema_keys(part, but=but) for key, part in value.items() if key not in but)
+    return set(value).union(*inner)
+
+
+@pytest.mark.parametrize("target", ["2.0", "both"])
+def test_formats_page_names_every_key_of_speech(target: str, folder: Path) -> None:
+    import woodshed
+    from woodshed.jobs import speech_pairs
+
+    with Path("data/manifest.jsonl").open("a") as manifest:
+        manifest.write('{"id": "gone", "text": "Nowhere.", "audio": "nowhere.wav"}\n')
+    checkpoints = ("checkpoints/gpt.pth", "checkpoints/2.5/gpt.pth") if target == "both" else ()
+    woodshed.speech_features(
+        "data/manifest.jsonl", "out", config="checkpoints/config.yaml", gpt_checkpoint=checkpoints, target=target,
+        val_ratio=0.5, num_processes=1,
+    )  # fmt: skip
+    page = (ROOT / "docs/formats.md").read_text()
+    wanted: set[str] = set(_first_line(Path("out/failures.jsonl")))
+    data = frozenset({"failed", "skipped", "most_rows", "languages", "characters", "fingerprint", "versions"})
+    roots = [Path("out/2.0"), Path("out/2.5")] if target == "both" else [Path("out")]
+    for root in roots:
+        wanted |= set(_first_line(root / "train_manifest.jsonl"))
+        wanted |= schema_keys(json.loads((root / "stats.json").read_text()), but=data)
+    speech_pairs.run(SpeechPairsSettings(source=roots[0]))
+    wanted |= set(_first_line(roots[0] / "gpt_pairs_train.jsonl"))
+    commits = next(Path("out/.woodshed/commits").glob("*.jsonl")).read_text().splitlines()
+    facts = next(line["records"][0]["facts"] for line in map(json.loads, commits) if line.get("records"))
+    wanted |= set(facts["row"]) | {"records[].facts.row", "records[].facts.lengths"}
+    assert {"codes_path", "target_codes_path", "p95", "on_both_sides", "reason", "unknown_characters"} <= wanted
+    assert not {key for key in wanted if f"`{key}`" not in page and not key.endswith("_25")}
+    written = {path.name for root in roots for path in root.iterdir()}
+    written |= {path.name for path in Path("out/.woodshed").iterdir()}
+    assert not {name for name in written if name not in page}
+
+
+def _first_line(path: Path) -> dict[str, Any]:
+    """The first object of a file of JSON lines."""
+    found: dict[str, Any] = json.loads(path.read_text().splitlines()[0])
+    return found
+
+
+def test_formats_page_names_the_13_keys_in_their_order(folder: Path) -> None:
+    import woodshed
+
+    woodshed.speech_features("data/manifest.jsonl", "out", config="checkpoints/config.yaml", num_processes=1)
+    keys = list(_first_line(Path("out/train_manifest.jsonl")))
+    section = (ROOT / "docs/formats.md").read_text().partition("For 2.0, exactly these keys")[2].partition("For 2.5")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert re.findall(r"`(\w+)`", "".join(cells)) == keys
+    assert len(keys) == 13

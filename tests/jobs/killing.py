@@ -1,4 +1,4 @@
-"""Kills `woodshed encode` with SIGKILL at random moments, again and again; run as a process of its own.
+"""Kills `woodshed encode` or another command with SIGKILL at random moments, again and again; a process of its own.
 
     python -m tests.jobs.killing '[{"flags": [...], "output": "out", "undisturbed": "there", "kills": 30, ...}, ...]'
 
@@ -23,6 +23,7 @@ from typing import Any
 
 # What a run needs is imported here, before the forks: a round then takes a second, not five.
 import woodshed.jobs.encode
+import woodshed.jobs.speech
 from woodshed.cli.main import main as command
 from woodshed.run.plan import PlanOptions
 from woodshed.store.store import Store
@@ -35,14 +36,14 @@ def make_runs_eventful() -> None:
     PlanOptions.__init__.__kwdefaults__.update(unit_items=6, shard_bytes=40_000)  # type: ignore[attr-defined]
 
 
-def start(flags: Sequence[str]) -> int:
-    """A fork that runs the command; gives its process id."""
+def start(words: Sequence[str]) -> int:
+    """A fork that runs the command with its flags; gives its process id."""
     process = os.fork()
     if process:
         return process
     log = os.open(os.devnull, os.O_WRONLY)
     os.dup2(log, 1)
-    code = command(["encode", *flags, "--quiet"])
+    code = command([*words, "--quiet"])
     os._exit(code)
 
 
@@ -87,8 +88,9 @@ def kill_at_random(process: int, output: Path, delay_s: float, *, in_planning: b
 def work_through(order: dict[str, Any]) -> dict[str, Any]:
     """Folder after folder, rounds of run and kill, until there were enough kills; each folder comes to its end.
 
-    `order`: `flags` of the run, `output` (numbered folders are made of it), `start` (a folder to begin with, or None),
-    `kills`, `seed`, `life_s` (of an undisturbed run), `in_planning`.
+    `order`: `words` (the command), `flags` of the run, `output_flag` (stands before its folder), `output` (numbered
+    folders are made of it), `start` (a folder to begin with, or None), `kills`, `seed`, `life_s` (of an undisturbed
+    run), `in_planning`.
     """
     rng = random.Random(order["seed"])
     kills, rounds, phases, folders = 0, 0, Counter[str](), []
@@ -97,7 +99,7 @@ def work_through(order: dict[str, Any]) -> dict[str, Any]:
         folders.append(str(output))
         if order["start"] is not None:
             shutil.copytree(order["start"], output)
-        flags = [*order["flags"], "--output-path", str(output)]
+        flags = [*order["words"], *order["flags"], order["output_flag"], str(output)]
         # Never more kills of one folder than that: a life that ends early each time would never commit.
         for _ in range(12):
             if kills == order["kills"]:
@@ -122,7 +124,7 @@ def measure_life(order: dict[str, Any]) -> float:
     if order["start"] is not None:
         shutil.copytree(order["start"], output)
     started = time.monotonic()
-    process = start([*order["flags"], "--output-path", str(output)])
+    process = start([*order["words"], *order["flags"], order["output_flag"], str(output)])
     if order["in_planning"]:
         while not (output / ".woodshed" / "lock").exists():
             time.sleep(POLL_S)
@@ -139,9 +141,11 @@ def measure_life(order: dict[str, Any]) -> float:
 
 if __name__ == "__main__":
     assert woodshed.jobs.encode
+    assert woodshed.jobs.speech
     make_runs_eventful()
     reports = []
     for given in json.loads(sys.argv[1]):
+        given = {"words": ["encode"], "output_flag": "--output-path"} | given
         given["life_s"] = measure_life(given)
         reports.append({**work_through(given), "life_s": given["life_s"]})
     print(json.dumps(reports))

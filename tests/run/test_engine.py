@@ -178,7 +178,7 @@ def test_interrupted_runs_end_in_the_same_tree(sounds: Path, tmp_path: Path, pac
 
 def test_a_plan_of_other_windows_is_made_anew(sounds: Path, tmp_path: Path) -> None:
     signals = StopSignals()
-    own = Interrupting(SmallNetwork(), encoder().options).stop_after(4, signals)
+    own = Interrupting(SmallNetwork(), encoder().options).stop_after(30, signals)
     interrupted, _ = run(sounds, tmp_path / "out", own, stopped=signals)
     assert 0 < interrupted.num_done < 30
     summary, _ = run(sounds, tmp_path / "out", encoder(window_frames=56))

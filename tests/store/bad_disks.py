@@ -131,7 +131,9 @@ class PowerCutDisk(CountingDisk):
             if number is None:
                 path.mkdir(exist_ok=True)
                 continue
-            safe, last = self._safe_content.get(number, b""), now.get(number, b"")
+            safe = self._safe_content.get(number, b"")
+            # What lost its name keeps its content for as long as the loss is not durable.
+            last = now.get(number, safe)
             if last != safe:
                 cut = last[: rng.randrange(len(last) + 1)]
                 safe = rng.choice([safe, last, cut, bytes(len(last))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from woodshed.contracts import Piece
 
@@ -39,32 +39,44 @@ def pack(pieces: Sequence[Sequence[Piece]], limits: BatchLimits) -> list[Batch]:
     [((0, 0), (0, 1)), ((0, 2), (1, 1)), ((1, 0),)]
     """
     batches: list[Batch] = []
-    waiting: dict[str, list[tuple[int, int]]] = {}
-    cost_s: dict[str, float] = {}
-
-    def cost_with(key: str, piece: Piece) -> float:
-        if not limits.padded:
-            return cost_s.get(key, 0.0) + piece.cost_s
-        batch = [pieces[item][number].cost_s for item, number in waiting.get(key, ())]
-        return max([piece.cost_s, *batch]) * (len(batch) + 1)
+    waiting: dict[str, _Waiting] = {}
 
     def close(key: str) -> None:
-        batches.append(tuple(waiting.pop(key)))
-        del cost_s[key]
+        batches.append(tuple(waiting.pop(key).members))
 
     for item, own in enumerate(pieces):
         for number, piece in enumerate(own):
             key = piece.key
-            if key in waiting and cost_with(key, piece) > limits.max_cost_s:
+            if key in waiting and waiting[key].cost_with_s(piece) > limits.max_cost_s:
                 close(key)
-            cost_s[key] = cost_with(key, piece)
-            waiting.setdefault(key, []).append((item, number))
-            full = cost_with(key, piece) > limits.max_cost_s and not limits.padded
-            if full or len(waiting[key]) == limits.max_pieces:
+            batch = waiting.setdefault(key, _Waiting(limits.padded))
+            batch.cost_s = batch.cost_with_s(piece)
+            batch.dearest_s = max(batch.dearest_s, piece.cost_s)
+            batch.members.append((item, number))
+            full = batch.cost_with_s(piece) > limits.max_cost_s and not limits.padded
+            if full or len(batch.members) == limits.max_pieces:
                 close(key)
-            if len(waiting) > 1 and sum(cost_s.values()) > limits.max_waiting_s + limits.max_cost_s:
-                close(next(iter(waiting)))
+            if len(waiting) > 1:
+                waiting_s = sum(batch.cost_s for batch in waiting.values())
+                if waiting_s > limits.max_waiting_s + limits.max_cost_s:
+                    close(next(iter(waiting)))
     # the rest in the order of the items, so that what was decoded first is used first
-    for key in sorted(waiting, key=lambda key: waiting[key][0]):
+    for key in sorted(waiting, key=lambda key: waiting[key].members[0]):
         close(key)
     return batches
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A batch that is not yet full."""
+
+    padded: bool
+    cost_s: float = 0.0
+    dearest_s: float = 0.0
+    members: list[tuple[int, int]] = field(default_factory=list)
+
+    def cost_with_s(self, piece: Piece) -> float:
+        """What the batch would cost with one more piece."""
+        if self.padded:
+            return max(self.dearest_s, piece.cost_s) * (len(self.members) + 1)
+        return self.cost_s + piece.cost_s

@@ -134,7 +134,9 @@ def read_command_line(parser: argparse.ArgumentParser, model: type[Settings], ar
     """
     found, unknown = parser.parse_known_intermixed_args([_usual_form(word, model) for word in argv])
     if unknown:
-        names = [*(model.flag(name).strip("-").replace("-", "_") for name in model.model_fields), *_TERMINAL]
+        shown = parser.format_help().split()
+        of_terminal = (name for name in _TERMINAL if f"--{name.replace('_', '-')}" in shown)
+        names = [*(model.flag(name).strip("-").replace("-", "_") for name in model.model_fields), *of_terminal]
         meant = closest(unknown[0].partition("=")[0], names)
         raise UsageError(
             f"unknown argument {unknown[0]}",

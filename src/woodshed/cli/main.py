@@ -114,6 +114,15 @@ COMMANDS = (
         examples=("woodshed speech pairs features", "woodshed speech pairs features --pairs-per-target 3"),
     ),
     Command(
+        name="speech retokenize",
+        summary="Give a folder of features another tokenizer; all but the text ids stays.",
+        settings="speech_retokenize_settings.SpeechRetokenizeSettings",
+        examples=(
+            "woodshed speech retokenize features --tokenizer new.model --dry-run",
+            "woodshed speech retokenize features --tokenizer new.model",
+        ),
+    ),
+    Command(
         name="demo",
         summary="Encode, verify and decode real speech and music with the embedded model.",
         settings="settings.DemoSettings",

@@ -15,8 +15,10 @@ from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanRe
 
 OWN_PAGES = {
     "SpeechDemoReport": "show_speech_demo",
+    "SpeechInspectReport": "show_speech_inspect",
     "SpeechModelsReport": "show_speech_models",
     "PairsReport": "show_speech_pairs",
+    "RetokenizeReport": "show_speech_retokenize",
 }
 """Reports of jobs that are looked up by name: importing them here would load torch for every command."""
 
@@ -182,8 +184,12 @@ def _verified(report: VerifyReport) -> Group:
         "accounted for": audio_length(report.covered_s),
         "encoded again": again if report.num_reencoded else "",
         "problems": f"{report.num_problems}",
+        "mended": f"{report.num_mended}" if report.num_mended else "",
+        "taken back": f"{report.num_taken_back} items" if report.num_taken_back else "",
     }
     head = "all is well" if not report.num_problems else f"{report.num_problems} problems"
+    if report.num_problems and report.num_mended == report.num_problems:
+        head += ", all mended"
     return Group(
         line_of(head),
         facts_table(facts),

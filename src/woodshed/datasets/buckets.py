@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 from torch.utils.data import Sampler
 
 from woodshed.chance import generator
-from woodshed.datasets.folder import LatentDataset
 from woodshed.errors import UsageError
 
 Remainder = Literal["pad", "drop", "keep"]
@@ -87,8 +87,22 @@ def share_batches(batches: Sequence[list[int]], *, rank: int, world_size: int, r
     return even[rank::world_size]
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """A data set that tells the lengths of its items: a `LatentDataset` or a `SpeechDataset`."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def frame_counts(self) -> Int64[np.ndarray, "item"]:
+        """Frames (of speech: codes) that each item is handed out with."""
+        ...
+
+
 class LengthBucketSampler(Sampler[list[int]]):
-    """A `batch_sampler` for a `DataLoader` over a `LatentDataset`, to go with `woodshed.datasets.collate.collate`.
+    """A `batch_sampler` for a `DataLoader` over what `woodshed.open` gives; goes with `woodshed.datasets.collate`.
 
     An epoch is the same for any number of worker processes, and all ranks plan it alike without talking.
 
@@ -109,7 +123,7 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        dataset: LatentDataset,
+        dataset: Measured,
         *,
         batch_frames: int,
         max_items: int | None = None,

@@ -8,20 +8,25 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from woodshed.datasets.stable_audio import WrappedMask
 from woodshed.errors import StoreError
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """Batch items of a `LatentDataset`: arrays are filled up with zeros to the longest, masks say where.
+    """Batch items of what `woodshed.open` gives: arrays are filled up with zeros to the longest, masks say where.
 
     Dicts give a dict: the main array ("item row frame"), `mask` (bool, "item frame") and `info`, a list of dicts.
     With `as_stable_audio`, pairs give a pair: the arrays, and a tuple of infos whose masks have the batch's length.
+    Rows of a `SpeechDataset` give a dict: ids and codes ("item length"), each with a mask beside it (`codes_mask`,
+    bool), vectors and latents stacked, and `info`.
 
     Raises:
         StoreError: items differ in their number of rows.
     """
+    if isinstance(items[0], Mapping) and "mask" not in items[0]:
+        return _collated_speech(items)
     if isinstance(items[0], Mapping):
         main = next(name for name in items[0] if name not in ("mask", "info"))
         infos = [item["info"] for item in items]
@@ -34,6 +39,21 @@ def collate(items: Sequence[Any]) -> Any:
         {**info, "padding_mask": WrappedMask([_lengthened(info["padding_mask"][0], num_frames)])} for _, info in items
     ]
     return arrays, tuple(longer)
+
+
+def _collated_speech(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {}
+    for name in items[0]:
+        values = [item[name] for item in items]
+        if name == "info":
+            batch[name] = values
+        elif values[0].dtype == torch.int64:
+            batch[name] = pad_sequence(values, batch_first=True)
+            lengths = torch.tensor([len(value) for value in values])
+            batch[f"{name}_mask"] = torch.arange(batch[name].shape[1]) < lengths[:, None]
+        else:
+            batch[name] = torch.stack(values)
+    return batch
 
 
 def _stacked(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from woodshed.datasets.crops import Crop, handed_out_frames, plan_crop
 from woodshed.datasets.noise import normal_frames
 from woodshed.datasets.npy_tree import NpyTree
 from woodshed.datasets.spans import Clock, cropped_times, cropped_timestamps
+from woodshed.datasets.speech import SpeechDataset, Split, is_speech_folder, open_speech
 from woodshed.datasets.stable_audio import sat_item
 from woodshed.datasets.stored import StoredFolder, StoredItem, TokenAxes
 from woodshed.errors import StoreError, UsageError
@@ -45,6 +46,15 @@ class View:
             raise UsageError("random_crop=True, but no crop_frames to crop to", hint="set crop_frames")
 
 
+@overload
+def open(
+    folder: str | Path,
+    *,
+    min_seconds: float | None = None,
+    max_seconds: float | None = None,
+    split: Split,
+) -> SpeechDataset: ...
+@overload
 def open(
     folder: str | Path,
     *,
@@ -58,11 +68,31 @@ def open(
     as_stable_audio: bool = False,
     token_axes: TokenAxes | None = None,
     hop_samples: int | None = None,
-) -> LatentDataset:
+    # A type checker cannot look into a folder: `split` tells it of a speech folder.
+    split: None = None,
+) -> LatentDataset: ...
+def open(
+    folder: str | Path,
+    *,
+    crop_frames: int | None = None,
+    random_crop: bool = False,
+    pad: bool = True,
+    sample: bool = True,
+    seed: int = 0,
+    min_seconds: float | None = None,
+    max_seconds: float | None = None,
+    as_stable_audio: bool = False,
+    token_axes: TokenAxes | None = None,
+    hop_samples: int | None = None,
+    split: Split | None = None,
+) -> LatentDataset | SpeechDataset:
     """Open an output folder of Woodshed, stable-audio-tools or stable-audio-3 as a data set. Loads no array.
 
+    A folder of `woodshed speech` gives a `SpeechDataset`, and takes `min_seconds`, `max_seconds` and `split`; any other
+    a `LatentDataset`, and takes all but `split`.
+
     Args:
-        folder: a Woodshed folder of either layout, or any tree of `.npy` + `.json` pairs (`filelist.txt` is honoured).
+        folder: a Woodshed folder of any layout, or any tree of `.npy` + `.json` pairs (`filelist.txt` is honoured).
         crop_frames: frames that every item has (at most, with `pad=False`); `None` hands out whole windows.
         random_crop: start anywhere among the valid frames, drawn anew each epoch; else at the window's start.
         pad: hand out the padding too, that a window is stored with or that `crop_frames` asks for (the folder's
@@ -75,6 +105,7 @@ def open(
         token_axes: how foreign token arrays lie: stable-audio-tools stores FSQ tokens as (codebook, frame), those of
             RVQ and dithered FSQ as (frame, codebook), and says so nowhere.
         hop_samples: samples per frame, for a foreign folder that does not tell.
+        split: of a speech folder, the rows of one manifest, `train` or `val`; `None` gives all that are done.
 
     Raises:
         StoreError: no such folder, nothing in it, or its first window cannot be read.
@@ -88,6 +119,15 @@ def open(
         seed=seed,
         as_stable_audio=as_stable_audio,
     )
+    if is_speech_folder(Path(folder)):
+        if view != View() or token_axes is not None or hop_samples is not None:
+            raise UsageError(
+                f"{folder} holds speech features, which are handed out whole",
+                hint="open it with min_seconds, max_seconds and split only",
+            )
+        return open_speech(Path(folder), split=split, min_s=min_seconds, max_s=max_seconds)
+    if split is not None:
+        raise UsageError(f"split={split!r}, but {folder} has no manifests of a split", hint="leave it out")
     stored = _open_stored(Path(folder), token_axes, hop_samples)
     wants_seconds = min_seconds is not None or max_seconds is not None
     if stored.clock.hop_samples is None and (random_crop or wants_seconds):

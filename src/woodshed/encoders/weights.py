@@ -55,7 +55,7 @@ def open_tensors(path: Path) -> TensorFile:
         ModelError: the file is missing, not a checkpoint, or would run code when loaded.
     """
     if not path.is_file():
-        raise ModelError(f"there is no checkpoint {path}", hint="check the path given with --ckpt-path")
+        raise ModelError(f"there is no checkpoint {path}", hint="check the path that was given")
     return open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
 
 

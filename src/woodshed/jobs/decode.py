@@ -15,10 +15,10 @@ from woodshed.contracts import Failure, Observer, Progress
 from woodshed.encoders.codec_networks import ClipNetwork
 from woodshed.encoders.models import Synthesiser, decode_blocks
 from woodshed.errors import UsageError, WoodshedError
-from woodshed.jobs.folder import read_settings
+from woodshed.jobs.folder import made_by, read_settings
 from woodshed.jobs.model import load_synthesiser, pick_device
 from woodshed.jobs.report import DecodeReport
-from woodshed.jobs.settings import DecodeSettings
+from woodshed.jobs.settings import DecodeSettings, EncodeSettings
 from woodshed.store.names import LONGEST_NAME_BYTES, safe_name
 from woodshed.store.reader import FullEntry, Reader, open_reader
 
@@ -29,13 +29,18 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
     """Decode the items of a folder, one sound file each.
 
     Raises:
-        UsageError: none of the ids is in the folder.
+        UsageError: none of the ids is in the folder, or it holds nothing that can be decoded.
         WoodshedError: the folder or its model cannot be read.
     """
     started = time.monotonic()
     folder, output = Path(settings.folder), settings.output_folder
     reader = open_reader(folder)
-    model = load_synthesiser(read_settings(folder), pick_device(settings.device))
+    if made_by(reader) == "speech":
+        raise UsageError(
+            f"{folder} holds features for a speech model: its codes turn into sound only there, not here",
+            hint="`woodshed inspect` shows what it holds; the clips themselves are where its manifests say",
+        )
+    model = load_synthesiser(read_settings(folder, EncodeSettings), pick_device(settings.device))
     entries = list(_chosen(reader, settings))
     output.mkdir(parents=True, exist_ok=True)
     files: list[str] = []

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from woodshed.contracts import Arrays, Failure, Json
+from woodshed.chance import generator
+from woodshed.contracts import Arrays, Failure, Item, Json
 from woodshed.errors import StoreError
-from woodshed.store.reader import Reader
+from woodshed.jobs.settings import VerifySettings
+from woodshed.store.reader import FullEntry, Reader
 from woodshed.store.sealed import check_sealed
 from woodshed.store.verify import verify_files
 
@@ -35,6 +38,15 @@ class Findings:
         """Shards of which a file is not as committed: all their items are spoilt."""
         self.num_spoilt = 0
         self.num_derived = 0
+
+    @property
+    def num_mendable(self) -> int:
+        """How many of the problems `--repair` mends."""
+        return self.num_spoilt + self.num_derived
+
+    def is_spoilt(self, entry: FullEntry) -> bool:
+        """Whether some file that holds the item is damaged."""
+        return entry.id in self.spoilt or any(record.shard in self.spoilt_shards for record in entry.records)
 
     def add(self, name: str, kind: str, reason: str) -> None:
         self.count += 1
@@ -80,10 +92,8 @@ def check_records(reader: Reader, findings: Findings, problems: ArrayProblems) -
     """Open every record's arrays but those of files that are known to be damaged. Gives the number of records."""
     num_records = 0
     for entry in reader.entries():
-        for record in entry.records:
-            num_records += 1
-            if entry.id in findings.spoilt or record.shard in findings.spoilt_shards:
-                continue
+        num_records += len(entry.records)
+        for record in () if findings.is_spoilt(entry) else entry.records:
             try:
                 arrays = reader.arrays(record)
             except StoreError as error:
@@ -100,6 +110,15 @@ def _arrays_on_disk(folder: Path) -> Iterator[str]:
         relative = path.relative_to(folder)
         if relative.parts[0] != ".woodshed" and path.suffix in (".npy", ".safetensors"):
             yield relative.as_posix()
+
+
+def chosen_again(reader: Reader, items: Mapping[str, Item], findings: Findings, settings: VerifySettings) -> list[Item]:
+    """The items to be made again for comparison: drawn by the seed, among those whose files are sound."""
+    names = sorted(items)
+    drawn = (names[index] for index in generator(settings.seed, "verify").permutation(len(names)))
+    entries = ((name, reader.entry(name)) for name in drawn)
+    sound = (items[name] for name, entry in entries if entry is not None and not findings.is_spoilt(entry))
+    return list(islice(sound, settings.reencode))
 
 
 def scaled_difference(stored: np.ndarray, fresh: np.ndarray) -> float:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from woodshed.datasets.folder import open as open_dataset
-from woodshed.jobs.report import ArrayFacts, InspectReport, RecordFacts
+from woodshed.jobs import speech_inspect
+from woodshed.jobs.folder import made_by
+from woodshed.jobs.report import ArrayFacts, InspectReport, RecordFacts, SpeechInspectReport
 from woodshed.jobs.settings import InspectSettings
 from woodshed.store.reader import Reader, open_reader
 
 
-def run(settings: InspectSettings) -> InspectReport:
+def run(settings: InspectSettings) -> InspectReport | SpeechInspectReport:
     """Look at a folder of ours, or at a tree of stable-audio-tools or stable-audio-3.
 
     Raises:
@@ -19,7 +21,10 @@ def run(settings: InspectSettings) -> InspectReport:
     """
     folder = Path(settings.folder)
     if (folder / ".woodshed" / "run.json").exists():
-        return _inspect_own(open_reader(folder), settings.limit)
+        reader = open_reader(folder)
+        if made_by(reader) == "speech":
+            return speech_inspect.look(reader, settings.limit)
+        return _inspect_own(reader, settings.limit)
     return _inspect_foreign(folder, settings.limit)
 
 

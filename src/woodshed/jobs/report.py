@@ -144,6 +144,98 @@ class InspectReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnFacts:
+    """One feature of every row of a speech folder."""
+
+    name: str
+    dtype: str
+    shapes: str
+    """Smallest to largest, such as `34..814` or `32 x 1280`."""
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UtteranceFacts:
+    """One row of a speech folder."""
+
+    id: str
+    side: str
+    """`train` or `val`."""
+    speaker: str
+    language: str
+    duration_s: float
+    text_len: int
+    code_len: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseFacts:
+    """What one release of IndexTTS2 finds in a speech folder."""
+
+    release: str
+    """`2.0` or `2.5`."""
+    manifests: str
+    """Where its manifests lie, below the folder."""
+    tokenizer: str
+    vocab_size: int
+    gpt_checkpoint: str
+    codes_per_second: float
+    num_codes: int
+    """Entries of the codebook."""
+    lengths: Mapping[str, Mapping[str, float | int] | None]
+    """Of `seconds`, `text_len` and `code_len`: `min`, `p5`, `median`, `p95`, `max`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechInspectReport:
+    """What lies in a folder of `woodshed speech`: `num_done == num_train + num_val`."""
+
+    folder: str
+    command: str
+    semantic: str
+    """What hears the codes."""
+    layout: str
+    releases: tuple[ReleaseFacts, ...]
+    num_rows: int
+    """Rows of the source manifest."""
+    num_train: int
+    num_val: int
+    num_adopted: int
+    """Rows that IndexTTS2's own preprocessing had made."""
+    hours: float
+    size_bytes: int
+    split: Mapping[str, Json]
+    speakers: Mapping[str, Json]
+    """`count`, `rows_without`, and rows by speaker in `most_rows`."""
+    languages: Mapping[str, int]
+    unknown_tokens: Mapping[str, Json]
+    """`count`, `rate`, `rows`, and the `characters`."""
+    failed: Mapping[str, int]
+    skipped: Mapping[str, int]
+    """Rows that gave nothing, by reason."""
+    columns: tuple[ColumnFacts, ...]
+    absent: tuple[str, ...]
+    """Features that a trainer expects and that this folder's models cannot make."""
+    models: Mapping[str, str]
+    """Digests, shortened."""
+    records: tuple[UtteranceFacts, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_done(self) -> int:
+        return self.num_train + self.num_val
+
+    @property
+    def exit_code(self) -> int:
+        """0: whatever lies there, it was looked at."""
+        return 0
+
+    def to_json(self) -> dict[str, Json]:
+        return to_json(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """Whether a folder holds what it says."""
 
@@ -161,12 +253,18 @@ class VerifyReport:
     num_problems: int
     problems: tuple[Failure, ...] = ()
     """The first hundred; `id` names the item or file."""
+    num_mended: int = 0
+    """How many of the problems `--repair` has mended."""
+    num_taken_back: int = 0
+    """Items that `--repair` found damaged and took back: the next run makes them again."""
     notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 all is well, 1 something is not."""
-        return 1 if self.num_problems else 0
+        """0 all is well, 1 something is not, 3 all is mended and items are to be made again."""
+        if self.num_problems > self.num_mended:
+            return 1
+        return 3 if self.num_taken_back else 0
 
     def to_json(self) -> dict[str, Json]:
         return to_json(self)

@@ -379,7 +379,9 @@ class InspectSettings(Settings):
     positional = "folder"
     sections = {"inspect": ("folder", "limit")}
 
-    folder: FilePath = Field(description="Folder of encoded data: ours, stable-audio-tools' or stable-audio-3's.")
+    folder: FilePath = Field(
+        description="Folder of encoded data or speech features: ours, stable-audio-tools' or stable-audio-3's."
+    )
     limit: int = Field(default=10, ge=0, description="Records to list one by one.")
 
 
@@ -387,13 +389,18 @@ class VerifySettings(Settings):
     """Everything `woodshed verify` can be told."""
 
     positional = "folder"
-    sections = {"verify": ("folder", "source", "reencode", "seed", "device")}
+    sections = {"verify": ("folder", "source", "reencode", "repair", "seed", "device")}
 
-    folder: FilePath = Field(description="Output folder of an encode run.")
+    folder: FilePath = Field(description="Output folder of `woodshed encode` or `woodshed speech`.")
     source: FilePath | None = Field(
-        default=None, description="Root of the source files, if they have moved since the run."
+        default=None, description="Where the source files (of speech: the manifest) are, if they have moved."
     )
-    reencode: int = Field(default=0, ge=0, description="Encode this many random items again and compare.")
+    reencode: int = Field(default=0, ge=0, description="Make this many random items again and compare.")
+    repair: bool = Field(
+        default=False,
+        description="Take back what is damaged, so that the next run makes it again, and write manifests anew. "
+        "Needs no model.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Picks the items to encode again.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps.")
 

@@ -17,11 +17,13 @@ from woodshed.contracts import BadRow, Failure, Item, Json, Layout, Observer, Su
 from woodshed.encoders.speech.encoder import SpeechEncoder
 from woodshed.encoders.speech.text.languages import language_hint
 from woodshed.encoders.speech.whisper_encoder import WhisperEncoder
+from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.encode import COMPUTE_THREADS_KEY, Silent, versions
 from woodshed.jobs.folder import SETTINGS
 from woodshed.jobs.report import PlanReport, SpeechReport
 from woodshed.jobs.speech_model import (
+    as_original,
     batch_limits,
     devices_of,
     encoder_maker,
@@ -30,6 +32,7 @@ from woodshed.jobs.speech_model import (
     num_processes,
     targets_of,
 )
+from woodshed.jobs.speech_refusal import refusal_explained
 from woodshed.jobs.speech_settings import SpeechSettings
 from woodshed.run.engine import EngineOptions
 from woodshed.run.memory import freed_memory_kept
@@ -39,6 +42,7 @@ from woodshed.run.pool import Pool
 from woodshed.run.session import Work, plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
 from woodshed.sources.speech_manifest import read_speech_manifest
+from woodshed.speech.adopt import Adoption, clear_up, demand_same_features, is_adoptable
 from woodshed.speech.dataset_spec import DatasetSpec, parse_dataset_specs
 from woodshed.speech.manifests import Manifests, Provenance
 from woodshed.speech.split import Splitter, share_notes
@@ -89,7 +93,6 @@ def run(settings: SpeechSettings, *, observer: Observer) -> SpeechReport:
     """Make features for one or several data sets, or plan only under `dry_run`. The models are loaded once."""
     datasets = _datasets(settings)
     devices = devices_of(settings.device)
-    _be_exact()
     processes = num_processes(settings)
     # Where worker processes have the devices to themselves, this one only plans and commits.
     here = torch.device("cpu") if processes > 1 else devices[0]
@@ -115,17 +118,18 @@ def run(settings: SpeechSettings, *, observer: Observer) -> SpeechReport:
     return SpeechReport(datasets=names, results=tuple(results))
 
 
-def _be_exact() -> None:
-    """Full float32 on GPUs: their shortcuts change codes."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def _datasets(settings: SpeechSettings) -> tuple[DatasetSpec, ...]:
     if settings.dataset:
-        return parse_dataset_specs(settings.dataset, settings.output_root)
-    assert settings.manifest is not None
-    return (DatasetSpec(language=settings.language or "", manifest=settings.manifest, output=settings.output_dir),)
+        datasets = parse_dataset_specs(settings.dataset, settings.output_root)
+    else:
+        assert settings.manifest is not None
+        own = DatasetSpec(language=settings.language or "", manifest=settings.manifest, output=settings.output_dir)
+        datasets = (own,)
+    for dataset in datasets:
+        # Before the models are loaded, which takes longer than to mend a name.
+        if not dataset.manifest.is_file():
+            raise UsageError(f"there is no manifest {dataset.manifest}", hint="JSONL, one utterance a line")
+    return datasets
 
 
 def _pool(settings: SpeechSettings, processes: int) -> Pool:
@@ -157,9 +161,14 @@ class _Dataset:
         """Plan, compute what is new, commit, and derive the manifests."""
         notes: list[str] = []
         rows = self._rows(notes)
+        adoption = self._adoption()
+        if adoption is not None:
+            adoption.prepare()
         with self._open_store() as store, freed_memory_kept():
             store.note("machine.json", json.dumps({COMPUTE_THREADS_KEY: 1}).encode())
             store.note(SETTINGS, self._settings_json())
+            if adoption is not None:
+                notes += adoption.take_over(store)
             self.observer.message(f"planning {self.spec.manifest}")
             work = plan_folder(
                 rows,
@@ -185,8 +194,11 @@ class _Dataset:
                 derive=self._deriving(store, told),
                 pool=pool if _is_worth_it(work, device) else None,
             )
-        steps = ("woodshed inspect {folder}", "woodshed speech pairs {folder}")
-        return replace(summary, notes=(*notes, *summary.notes, *self._notes(told)), next_steps=steps)
+            clear_up(store)
+        steps = ["woodshed inspect {folder}"]
+        if "condition" in self.encoder.spec.arrays and self.settings.layout == "indextts":  # what pairs are made of
+            steps.append(f"woodshed speech pairs {{folder}}{'/2.0' if self.settings.target == 'both' else ''}")
+        return replace(summary, notes=(*notes, *summary.notes, *self._notes(told)), next_steps=tuple(steps))
 
     def plan_only(self, limits: BatchLimits) -> PlanReport:
         """What `make` would do; nothing is written."""
@@ -195,8 +207,15 @@ class _Dataset:
         log = CommitLog(output)
         if (output / ".woodshed" / "run.json").exists():
             reader = open_reader(output)
-            refuse_other_run(output, dict(reader.fingerprint), self.encoder.fingerprint)
+            with refusal_explained(output, self.settings):
+                now = {"layout": self.settings.layout, "fingerprint": self.encoder.fingerprint}
+                refuse_other_run(output, {"layout": reader.layout, "fingerprint": dict(reader.fingerprint)}, now)
             log = reader.log
+        elif is_adoptable(output):
+            notes.append(
+                f"{output} was made by IndexTTS2's own preprocessing: a run keeps those of its rows that are sound; "
+                "here all of them count as new"
+            )
         work = plan_folder(
             rows, self.encoder, self._options(limits), log=log, planned_before=(), next_position=log.next_position
         )
@@ -223,11 +242,15 @@ class _Dataset:
     def _rows(self, notes: list[str]) -> Iterator[Item | BadRow]:
         """The manifest's rows. The first one is asked for at once: a manifest without rows raises before anything is
         written."""
+        rows = _telling(self._source(notes), self.observer)
+        return chain([next(rows)], rows)
+
+    def _source(self, notes: list[str]) -> Iterator[Item | BadRow]:
         settings = self.settings
         language: str | None = self.spec.language or None
         if settings.text_compat and language is not None:
             language = language_hint(language, None if settings.dataset else language)
-        rows = with_stems(
+        return with_stems(
             read_speech_manifest(
                 str(self.spec.manifest),
                 language=language,
@@ -236,8 +259,27 @@ class _Dataset:
                 notes=notes,
             )
         )
-        rows = _telling(rows, self.observer)
-        return chain([next(rows)], rows)
+
+    def _adoption(self) -> Adoption | None:
+        """What is to be done first in a folder that the original made.
+
+        Raises:
+            StoreError: this run makes something else than the original does.
+        """
+        settings, folder = self.settings, self.spec.output
+        if not is_adoptable(folder):
+            return None
+        demand_same_features(folder, targets=targets_of(settings), semantic=settings.semantic, layout=settings.layout)
+        assert isinstance(self.encoder, SpeechEncoder)
+        return Adoption(
+            folder=folder,
+            rows=lambda: self._source([]),
+            encoder=self.encoder,
+            original=as_original(self.encoder),
+            any_files=settings.skip_existing,
+            observer=self.observer,
+            stopped=self.stopped,
+        )
 
     def _options(self, limits: BatchLimits) -> PlanOptions:
         return PlanOptions(
@@ -251,7 +293,8 @@ class _Dataset:
     def _open_store(self) -> Store:
         spec = self.encoder.spec
         layout: Layout = IndexTTS(spec=spec) if self.settings.layout == "indextts" else Shards(spec=spec)
-        return Store.open(self.spec.output, layout=layout, fingerprint=self.encoder.fingerprint, spec=spec)
+        with refusal_explained(self.spec.output, self.settings):
+            return Store.open(self.spec.output, layout=layout, fingerprint=self.encoder.fingerprint, spec=spec)
 
     def _settings_json(self) -> bytes:
         plain = {"command": COMMAND, **settings_for_folder(self.settings, self.spec)}

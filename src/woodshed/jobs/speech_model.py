@@ -33,7 +33,7 @@ NOMINAL_SHARE = 0.94
 """A card sold as 24 GB offers 23.6 GiB, one of 8 GB 7.6 GiB: it belongs to the row that bears its name."""
 CLIP_S = 15.0
 CPU_CLIPS = 4
-_TOKENIZERS: Mapping[Target, Role] = {"2.0": "tokenizer_2.0", "2.5": "tokenizer_2.5"}
+TOKENIZERS: Mapping[Target, Role] = {"2.0": "tokenizer_2.0", "2.5": "tokenizer_2.5"}
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,6 +91,8 @@ def make_encoder(
         ModelError: a file that the run needs is missing or unfit.
         UsageError: there is no such device or tokenizer.
     """
+    # Full float32 on GPUs: their shortcuts change codes.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if device is None:
         devices = devices_of(settings.device)
         device = devices[number % len(devices)]
@@ -101,7 +103,7 @@ def make_encoder(
     networks = load_networks(
         files, targets, device=device, dtype=_DTYPES[settings.precision], layer=settings.semantic_layer
     )
-    rules = {target: _rules(settings, files.path(_TOKENIZERS[target]), target) for target in targets}
+    rules = {target: text_rules(settings, files.path(TOKENIZERS[target]), target) for target in targets}
     options = SpeechOptions(
         targets=targets,
         compat=settings.compat,
@@ -109,7 +111,7 @@ def make_encoder(
         reference_s=settings.reference_seconds,
         strict_trim=settings.strict_trim,
         condition_dtype=settings.condition_dtype,
-        limits=_limits(settings, files),
+        limits=clip_limits(settings, files),
     )
     return SpeechEncoder(networks, rules, options)
 
@@ -143,7 +145,8 @@ def model_files(settings: SpeechSettings) -> ModelFiles:
     return find_model_files(settings.target, given)
 
 
-def _limits(settings: SpeechSettings, files: ModelFiles | None) -> ClipLimits:
+def clip_limits(settings: SpeechSettings, files: ModelFiles | None) -> ClipLimits:
+    """What a run takes for too long or too short."""
     usual = ClipLimits()
     gpt = None if files is None else files.config.gpt
     return ClipLimits(
@@ -154,7 +157,8 @@ def _limits(settings: SpeechSettings, files: ModelFiles | None) -> ClipLimits:
     )
 
 
-def _rules(settings: SpeechSettings, tokenizer: Path, target: Target) -> Rules:
+def text_rules(settings: SpeechSettings, tokenizer: Path, target: Target) -> Rules:
+    """How the texts of a run become text ids."""
     if target == "2.5":
         return TextRules25(tokenizer, compat=settings.text_compat, engine=settings.text_engine)
     return TextRules(tokenizer, compat=settings.text_compat, engine=settings.text_engine)
@@ -166,5 +170,5 @@ def _whisper_encoder(settings: SpeechSettings, device: torch.device) -> WhisperE
             "--semantic whisper needs one tokenizer", hint="add --tokenizer bpe.model (any SentencePiece model)"
         )
     semantic = WhisperSemantic.load(settings.w2v_bert, device=device)
-    limits = replace(_limits(settings, None), max_s=min(settings.max_seconds, semantic.max_s))
-    return WhisperEncoder(semantic, _rules(settings, settings.tokenizer[0], "2.0"), limits)
+    limits = replace(clip_limits(settings, None), max_s=min(settings.max_seconds, semantic.max_s))
+    return WhisperEncoder(semantic, text_rules(settings, settings.tokenizer[0], "2.0"), limits)

@@ -11,12 +11,11 @@ import xxhash
 
 from woodshed.audio.probe import probe
 from woodshed.audio.resample import resampled_length
-from woodshed.chance import generator
 from woodshed.contracts import Arrays, BadRow, Encoder, Item, Json, Observer, Record
 from woodshed.errors import ItemError, UsageError
 from woodshed.jobs import repair, speech_verify
 from woodshed.jobs.encode import compute_threads
-from woodshed.jobs.findings import Findings, check_files, check_records, scaled_difference
+from woodshed.jobs.findings import Findings, check_files, check_records, chosen_again, scaled_difference
 from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, made_by, own_folders, read_settings
 from woodshed.jobs.model import load_encoder
 from woodshed.jobs.report import VerifyReport
@@ -41,8 +40,8 @@ def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
     reader = open_reader(Path(settings.folder))
     if not settings.repair:
         report = _look(reader, settings, findings, observer)
-        can_mend = bool(findings.num_spoilt + findings.num_derived)
-        return replace(report, notes=(*report.notes, repair.ADVICE)) if can_mend else report
+        todo = [repair.advice(reader)] if findings.num_mendable else repair.waiting_notes(reader, reader.totals)
+        return replace(report, notes=(*report.notes, *todo))
     with repair.open_store(reader) as store:
         # Again, now that nobody else writes and what a crash left is put right.
         reader = open_reader(reader.folder)
@@ -178,15 +177,13 @@ def _check_again(
     # As the run did it, which the folder remembers: the data set's config may be out of reach.
     crops = reader.fingerprint.get("preprocessing", {}).get("random_crop", True)
     model = load_encoder(made.model_copy(update={"device": settings.device}), crop_at_random=crops)
-    names = sorted(items)
-    order = generator(settings.seed, "verify").permutation(len(names))[: settings.reencode]
     worst: float | None = None
-    for number, index in enumerate(order):
-        item = items[names[index]]
-        observer.message(f"encoding again {number + 1} of {len(order)}: {item.id}")
+    chosen = chosen_again(reader, items, findings, settings)
+    for number, item in enumerate(chosen):
+        observer.message(f"encoding again {number + 1} of {len(chosen)}: {item.id}")
         difference = _difference(reader, model.encoder, item, findings)
         worst = difference if worst is None else max(worst, difference)
-    return worst, len(order)
+    return worst, len(chosen)
 
 
 def _difference(reader: Reader, encoder: Encoder, item: Item, findings: Findings) -> float:

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
@@ -34,6 +35,9 @@ mounted must not cost what is done."""
 
 DAMAGED = "damaged"
 """What an item has failed of whose files were found spoilt and taken back: it is always tried again."""
+
+MAX_REMEMBERED = 20_000
+"""Items of a plan that are equally long share what is said of it."""
 
 T = TypeVar("T")
 _CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
@@ -215,7 +219,7 @@ class _Reading:
             return
         entry = self._log.entry(row.id)
         before = self._planned.get(row.id)
-        if before is not None and _same_source(before, row) and self._is_cut_alike(before):
+        if before is not None and _same_source(before, row, meta) and self._is_cut_alike(before):
             account.resumed[row.id] = row
         elif entry is None:
             self.fresh.append((row, meta, None))
@@ -307,10 +311,10 @@ class _Reading:
             )
 
 
-def _same_source(before: PlannedItem, row: Item) -> bool:
+def _same_source(before: PlannedItem, row: Item, meta: str) -> bool:
     item = before.item
     same_file = (item.size_bytes, item.mtime_ns) == (row.size_bytes, row.mtime_ns)
-    return same_file and before.meta_digest == meta_digest(row.meta)
+    return same_file and before.meta_digest == meta
 
 
 def _digest(item: Item) -> str | None:
@@ -344,16 +348,7 @@ def make_units(
     """Give new items their places and cut them into units, counting on from `unit`, `position` and `shard`."""
     placed = []
     for planned in items:
-        # `replace` takes three times as long, and there may be millions
-        placed.append(
-            PlannedItem(
-                item=planned.item,
-                meta_digest=planned.meta_digest,
-                position=position,
-                num_records=planned.num_records,
-                pieces=planned.pieces,
-            )
-        )
+        placed.append(_altered(planned, item=planned.item, position=position))
         position += planned.num_records
     units: list[Unit] = []
     shard_bytes = 0
@@ -368,6 +363,17 @@ def make_units(
             Unit(number=number, rank=number % options.ranks, shard=shard, items=tuple(group), batches=tuple(batches))
         )
     return units
+
+
+def _altered(planned: PlannedItem, *, item: Item, position: int) -> PlannedItem:
+    # `dataclasses.replace` takes three times as long, and there may be millions
+    return PlannedItem(
+        item=item,
+        meta_digest=planned.meta_digest,
+        position=position,
+        num_records=planned.num_records,
+        pieces=planned.pieces,
+    )
 
 
 def _sorted(items: Sequence[PlannedItem], size: int) -> Sequence[PlannedItem]:
@@ -425,23 +431,47 @@ def unit_head(line: bytes) -> dict[str, Json]:
     return head
 
 
-def unit_from_json(line: Mapping[str, Json], items: Mapping[str, Item]) -> Unit:
-    """A unit as it was written down; `items` gives paths and metadata of those that are still to be done.
-
-    Items that are not in `items` (done, or gone from the source) keep their seat, so that batches keep their shape.
-    """
+def unit_from_json(line: Mapping[str, Json]) -> Unit:
+    """A unit as it was written down; its items have neither paths nor metadata."""
     planned = []
     for name, position, row in zip(line["ids"], line["positions"], line["items"], strict=True):
-        audio = AudioInfo(**row["audio"]) if row["audio"] else None
-        seat = Item(id=name, path="", relpath=name, size_bytes=row["size"], mtime_ns=row["mtime_ns"])
+        audio = _known_audio(**row["audio"]) if row["audio"] else None
         planned.append(
             PlannedItem(
-                item=replace(items.get(name, seat), audio=audio),
+                item=Item(
+                    id=name, path="", relpath=name, size_bytes=row["size"], mtime_ns=row["mtime_ns"], audio=audio
+                ),
                 meta_digest=row["meta_digest"],
                 position=position,
                 num_records=row["records"],
-                pieces=tuple(Piece(key=key, cost_s=cost_s) for key, cost_s in row["pieces"]),
+                pieces=tuple(_known_piece(key, cost_s) for key, cost_s in row["pieces"]),
             )
         )
     batches = tuple(tuple((item, piece) for item, piece in batch) for batch in line["batches"])
     return Unit(number=line["unit"], rank=line["rank"], shard=line["shard"], items=tuple(planned), batches=batches)
+
+
+@lru_cache(MAX_REMEMBERED)
+def _known_audio(**facts: Json) -> AudioInfo:
+    return AudioInfo(**facts)
+
+
+@lru_cache(MAX_REMEMBERED)
+def _known_piece(key: str, cost_s: float) -> Piece:
+    return Piece(key=key, cost_s=cost_s)
+
+
+def filled(unit: Unit, items: Mapping[str, Item]) -> Unit:
+    """A unit that was written down, with the paths and metadata of those of its items that are still to be done.
+
+    Items that are not in `items` (done, or gone from the source) keep their seat, so that batches keep their shape.
+    """
+    planned = []
+    for seat in unit.items:
+        item, audio = items.get(seat.item.id), seat.item.audio
+        if item is None:
+            planned.append(seat)
+        else:
+            known = item if item.audio == audio else replace(item, audio=audio)
+            planned.append(_altered(seat, item=known, position=seat.position))
+    return replace(unit, items=tuple(planned))

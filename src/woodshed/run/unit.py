@@ -5,7 +5,8 @@
 It writes nothing. What happens is told as events, in this process or through a pipe, to whoever commits.
 
 A batch always has the shape that the plan gave it: seats of items that are done already, or have failed, are filled by
-repeating a neighbour, whose result is thrown away. So a resumed run computes the same bytes as an undisturbed one.
+something of the same shape, whose result is thrown away. So a resumed run computes the same bytes as an undisturbed
+one. Where all rows of a batch are equally long a neighbour fills the seat, elsewhere what the encoder gives for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from woodshed.contracts import Arrays, Encoder, Example, Item, Joiner, Record
+from woodshed.contracts import Arrays, Encoder, Example, FillsSeats, Item, Joiner, Record
 from woodshed.errors import ItemError
 from woodshed.run.feeder import Feeder
 from woodshed.run.memory import Ceiling
@@ -97,6 +98,8 @@ class UnitRun:
     def events(self) -> Iterator[Event]:
         """What happens, in order: every seat of `numbers` ends in `Finished` or `Broken`, unless the run is stopped."""
         for batch in self._unit.batches:
+            if self._stopped():
+                return
             live: dict[int, Example] = {}
             for row, (index, piece) in enumerate(batch):
                 if index not in self._numbers or index in self._gone:
@@ -117,9 +120,10 @@ class UnitRun:
         spare = next(iter(live.values()))
         # The dearest row: where pieces of several lengths share a batch, all are padded to the longest.
         cost_s = max(self._unit.items[index].pieces[piece].cost_s for index, piece in batch)
-        rows = [live.get(row, spare) for row in range(len(batch))]
+        seats = [index for index, _ in batch]
+        rows = [live[row] if row in live else self._filler(index, spare) for row, index in enumerate(seats)]
         audio_s = 0.0
-        for row, part in enumerate(self._encode(rows, cost_s)):
+        for row, part in enumerate(self._encode(rows, seats, cost_s)):
             index, piece = batch[row]
             if row not in live or index in self._gone:
                 continue
@@ -138,20 +142,33 @@ class UnitRun:
                 yield Finished(index, self._seats.pop(index).digest)
         yield Computed(audio_s)
 
-    def _encode(self, rows: Sequence[Example], cost_s: float) -> list[Arrays | ItemError]:
+    def _filler(self, index: int, neighbour: Example) -> Example:
+        """What has a seat whose own item is not to be done here."""
+        if isinstance(self._encoder, FillsSeats):
+            return self._encoder.stand_in(self._unit.items[index].item)
+        return neighbour
+
+    def _encode(self, rows: Sequence[Example], seats: Sequence[int], cost_s: float) -> list[Arrays | ItemError]:
         try:
             return [*self._ceiling.run(self._encoder.encode, rows, cost=cost_s)]
         except ItemError:
             pass
-        # Some row cannot be computed. Find out which, and compute the batch again with a neighbour in its seat: the
+        # Some row cannot be computed. Find out which, and compute the batch again with a filler in its seat: the
         # others get the bytes that a batch of this shape always gives.
         alone = [self._encode_alone(row, cost_s) for row in rows]
-        good = [row for row, made in zip(rows, alone, strict=True) if not isinstance(made, ItemError)]
-        if not good:
+        bad = [row for row, made in enumerate(alone) if isinstance(made, ItemError)]
+        neighbour = next((rows[row] for row in range(len(rows)) if row not in bad), None)
+        if neighbour is None:
             return alone
-        filled = [good[0] if isinstance(made, ItemError) else row for row, made in zip(rows, alone, strict=True)]
-        again = self._ceiling.run(self._encoder.encode, filled, cost=cost_s)
-        return [made if isinstance(made, ItemError) else fresh for made, fresh in zip(alone, again, strict=True)]
+        # Where a row did not fit into memory, nothing of its length does.
+        for filler in (self._filler, lambda _, neighbour: neighbour):
+            filled = [filler(seats[row], neighbour) if row in bad else own for row, own in enumerate(rows)]
+            try:
+                again = self._ceiling.run(self._encoder.encode, filled, cost=cost_s)
+            except ItemError:
+                continue
+            return [alone[row] if row in bad else made for row, made in enumerate(again)]
+        return alone
 
     def _encode_alone(self, row: Example, cost_s: float) -> Arrays | ItemError:
         try:

@@ -221,7 +221,8 @@ class _Reader:
         self.first_lines[own_id] = line
         reason = f"line {line} of {self.name} has the id {row_id!r} of line {first}, which counts"
         hint = "give it another id if both are wanted"
-        return BadRow(id=own_id, kind="duplicate", reason=f"{reason} (try: {hint})", skipped=True, line=line)
+        reason = f"{reason} (try: {hint})"
+        return BadRow(id=own_id, kind="duplicate", reason=reason, skipped=True, line=line, duplicate_of=row_id)
 
     def _remember(self, row_id: str, line: int) -> None:
         self.first_lines[row_id] = line

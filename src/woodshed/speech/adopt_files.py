@@ -84,7 +84,8 @@ class OriginalFolder:
         if not sets:
             # A merge that was interrupted moved some kinds of files and not the others.
             homes = [
-                next((place for place in self.places if by_place[place][kind] in there), "") for kind in range(len(ARRAYS))
+                next((place for place in self.places if by_place[place][kind] in there), "")
+                for kind in range(len(ARRAYS))
             ]
             paths = tuple(by_place[place][kind] for kind, place in enumerate(homes))
             sets = [FileSet("+".join(sorted({_name(place) for place in homes})), paths)]

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from woodshed.contracts import Failure, Json
 from woodshed.speech.split import Splitter
@@ -24,7 +25,6 @@ from woodshed.store.describe import ROW
 from woodshed.store.entries import RecordEntry
 from woodshed.store.indextts import OF_25, array_folder
 from woodshed.store.log import CommitLog
-from woodshed.store.store import Store
 
 TRAIN, VAL, STATS = "train_manifest.jsonl", "val_manifest.jsonl", "stats.json"
 FAILURES, PROGRESS = "failures.jsonl", ".preprocessing_progress.txt"
@@ -35,7 +35,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "speaker_vec": ("speaker_vec_path", ""),
     "emo_vec": ("emo_vec_path", ""),
 }
-"""The manifest's names of an array's file and of its length; a vector has no length."""
+"""The manifest's names of an array's file and of its length, in its order; a vector has no length."""
 _OF_TOKENIZER = ("unknown", "unknown_characters")
 """Facts of a row that differ between the releases where it is made for both."""
 
@@ -49,6 +49,22 @@ class Provenance:
     """Paths, as the original writes them."""
     details: Mapping[str, Json] = field(default_factory=dict)
     """Digests and versions."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Where derived files go, and the log that they are derived from: a `Store`, or whoever only compares."""
+
+    @property
+    def log(self) -> CommitLog: ...
+
+    def draft(self, path: str) -> AbstractContextManager[Callable[[bytes], object]]:
+        """Take a file piece by piece."""
+        ...
+
+    def render(self, path: str, content: bytes) -> None:
+        """Take a whole file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +87,10 @@ class Manifests:
     """What else `stats.json` should say of how the folder was made."""
 
     def write(
-        self, store: Store, failures: Sequence[Failure], skipped: Sequence[Failure], *, num_rows: int
+        self, store: Target, failures: Sequence[Failure], skipped: Sequence[Failure], *, num_rows: int
     ) -> dict[str, Json]:
-        """Write all of them into the store's folder; gives the content of `stats.json`, by release.
+        """Write all of them into the store's folder (or hand them to `store`); gives the content of `stats.json`, by
+        release.
 
         Args:
             failures, skipped: rows of the source that gave nothing.
@@ -82,6 +99,8 @@ class Manifests:
         Raises:
             StoreError: the disk refuses.
         """
+        # By line or id: rows fail in the order of the work, which another history of the folder may have had otherwise.
+        failures, skipped = sorted(failures, key=_place), sorted(skipped, key=_place)
         statistics = {release: Statistics() for release in self.releases}
         with ExitStack() as stack:
             progress = stack.enter_context(store.draft(PROGRESS))
@@ -94,7 +113,7 @@ class Manifests:
                 self._add(record, drafts, statistics)
                 if "\n" not in record.id and "\r" not in record.id:
                     progress(record.id.encode("utf-8", "replace") + b"\n")
-        store.render(FAILURES, b"".join(_failure_line(failure) for failure in (*failures, *skipped)))
+        store.render(FAILURES, b"".join(map(_failure_line, sorted([*failures, *skipped], key=_place))))
         made = {}
         for release, own in statistics.items():
             stats = made[release] = self._stats(release, own, failures, skipped, num_rows)
@@ -117,16 +136,18 @@ class Manifests:
         files = {file.path.rpartition("/")[0]: file.path.removeprefix(root) for file in record.files}
         row = {"id": record.id, **{name: own[name] for name in ("audio_path", "text", "speaker", "language")}}
         row["duration"] = own["duration"]
-        for name in self._arrays_of(release):
+        for name in self.arrays_of(release):
             path_key, length_key = _KEYS[name.removesuffix(OF_25)]
             row[path_key] = files.get(array_folder(name, self.arrays))
             if length_key:
                 row[length_key] = facts["lengths"].get(name)
         return row
 
-    def _arrays_of(self, release: str) -> list[str]:
-        is_25 = release == "2.5"
-        return [name for name in (*self.arrays, *self.absent) if name.endswith(OF_25) == is_25]
+    def arrays_of(self, release: str) -> list[str]:
+        """Names of a release's arrays in the order of its manifest, absent ones included."""
+        suffix = OF_25 if release == "2.5" else ""
+        there = {*self.arrays, *self.absent}
+        return [f"{name}{suffix}" for name in _KEYS if f"{name}{suffix}" in there]
 
     def _add(
         self,
@@ -184,6 +205,10 @@ def _by_kind(failures: Iterable[Failure]) -> dict[str, int]:
     for failure in failures:
         kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
     return dict(sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _place(failure: Failure) -> tuple[bool, int, str]:
+    return (failure.line is None, failure.line or 0, failure.id)
 
 
 def _failure_line(failure: Failure) -> bytes:

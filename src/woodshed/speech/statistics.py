@@ -28,6 +28,8 @@ class Statistics:
     speakers: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     unknown_characters: Counter[str] = field(default_factory=Counter)
+    num_adopted: int = 0
+    """Rows that the original preprocessing made."""
     num_unknown: int = 0
     num_rows_unknown: int = 0
     leaks: LeakAudit = field(default_factory=LeakAudit)
@@ -40,11 +42,12 @@ class Statistics:
 
         Args:
             row: as the manifest has it.
-            known: what the log knows of it: also `unknown`, `unknown_characters`, perhaps `recording`.
+            known: what the log knows of it: also `unknown`, `unknown_characters`, perhaps `recording` or `adopted`.
             audio_s: its measured length.
         """
         self.num_train += not is_val
         self.num_val += is_val
+        self.num_adopted += bool(known.get("adopted"))
         self.speakers[row["speaker"]] += 1
         self.languages[row["language"]] += 1
         self.num_unknown += known["unknown"]
@@ -65,6 +68,7 @@ class Statistics:
         """The part of `stats.json` that describes the rows."""
         named = {name: count for name, count in self.speakers.items() if name}
         return {
+            "adopted": self.num_adopted,
             "hours": round(sum(self._seconds) / 3600, 6),
             "speakers": {
                 "count": len(named),

@@ -26,6 +26,14 @@ _HARMLESS = (".DS_Store", "._*", "Thumbs.db", "desktop.ini", ".directory", ".Tra
 _SHOWN = 5
 
 
+class OtherRunError(StoreError):
+    """A folder was made by another run. `fields` names what differs, such as `fingerprint.model.sha`."""
+
+    def __init__(self, message: str, *, hint: str | None = None, fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.fields = fields
+
+
 def read_run(folder: Path) -> dict[str, Json] | None:
     """What `run.json` holds: `format`, `layout`, `fingerprint`, `spec`. None when there is no such file.
 
@@ -49,6 +57,11 @@ def read_run(folder: Path) -> dict[str, Json] | None:
     return run
 
 
+def run_content(run: Mapping[str, Json]) -> bytes:
+    """What `run.json` holds for a run; `format` is added."""
+    return json.dumps({"format": FORMAT, **run}, indent=1, sort_keys=True).encode() + b"\n"
+
+
 def claim(folder: Path, run: Mapping[str, Json], disk: Disk) -> None:
     """Make the folder ours: create `run.json`, or check that what is there names the same run.
 
@@ -64,7 +77,7 @@ def claim(folder: Path, run: Mapping[str, Json], disk: Disk) -> None:
                 hint="restore run.json from a backup, or use a new folder",
             )
         temporary = folder / HOME / "tmp" / "run.json"
-        disk.write(temporary, [json.dumps(wanted, indent=1, sort_keys=True).encode() + b"\n"])
+        disk.write(temporary, [run_content(run)])
         disk.sync([temporary])
         disk.rename(temporary, folder / HOME / "run.json")
         disk.sync([folder / HOME])
@@ -76,16 +89,17 @@ def refuse_other_run(folder: Path, found: Mapping[str, Json], wanted: Mapping[st
     """Compare what made a folder with what would go on with it.
 
     Raises:
-        StoreError: they differ; the message lists the fields.
+        OtherRunError: they differ; the message lists the fields.
     """
     differences = list(differing(found, json.loads(json.dumps(wanted))))
     if differences:
         more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
-        raise StoreError(
+        raise OtherRunError(
             f"{folder} was made by another run; these differ (there -> now):\n  "
             + "\n  ".join(differences[:20])
             + more,
             hint="choose another output folder, or bring back the old settings to continue this one",
+            fields=tuple(line.partition(": ")[0] for line in differences),
         )
 
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import xxhash
+
 from woodshed.contracts import Json
 from woodshed.store.disk import Disk
-from woodshed.store.sealed import body_lines, check_sealed, seal, to_line
+from woodshed.store.sealed import body_lines, check_sealed, seal_end, to_line
 
 PLAN = ".woodshed/plan"
 
@@ -37,16 +39,26 @@ class Plan:
         Raises:
             StoreError: the disk refuses.
         """
-        lines = [to_line(unit) for unit in units]
-        content = seal(lines, {"num_units": len(lines), "next_position": next_position})
+        digest, num_units, body_bytes = xxhash.xxh3_64(), 0, 0
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal num_units, body_bytes
+            for unit in units:
+                line = to_line(unit) + b"\n"
+                digest.update(line)
+                num_units += 1
+                body_bytes += len(line)
+                yield line
+            yield seal_end({"num_units": num_units, "next_position": next_position}, digest)
+
         path = self._folder / PLAN / f"{len(self._bodies):08d}.jsonl"
         temporary = self._folder / ".woodshed" / "tmp" / f"plan-{path.name}"
-        self._disk.write(temporary, [content])
+        self._disk.write(temporary, chunks())
         self._disk.sync([temporary])
         self._disk.rename(temporary, path)
         self._disk.sync([path.parent])
-        self._bodies[path] = sum(len(line) + 1 for line in lines)
-        self._num_units += len(lines)
+        self._bodies[path] = body_bytes
+        self._num_units += num_units
         self.next_position = max(self.next_position, next_position)
 
     def __len__(self) -> int:

@@ -80,7 +80,9 @@ class Publisher:
             target = self._folder / final
             self._make_parents(target)
             self._disk.rename(self._folder / temporary, target)
-            changed |= {target.parent, (self._folder / temporary).parent}
+            changed.add(target.parent)
+            if not temporary.startswith(TMP):
+                changed.add((self._folder / temporary).parent)
         for path in removes:
             target = self._folder / path
             if target.parent.is_dir():

@@ -110,4 +110,8 @@ def open_reader(folder: str | Path) -> Reader:
             f"{folder} is not a Woodshed output folder: there is no {folder / '.woodshed' / 'run.json'}",
             hint="name the folder that `woodshed encode` wrote to",
         )
-    return Reader(folder, run, CommitLog.read(folder, only_applied=True))
+    log = CommitLog.read(folder, only_applied=True)
+    # A revision changes both, the run last: what was read between two equal looks at it belongs together.
+    while (now := read_run(folder)) != run and now is not None:
+        run, log = now, CommitLog.read(folder, only_applied=True)
+    return Reader(folder, run, log)

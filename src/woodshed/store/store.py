@@ -32,12 +32,13 @@ from woodshed.store.entries import (
     item_line,
     record_json,
 )
-from woodshed.store.folder import HOME, Lock, claim, refuse_foreign
+from woodshed.store.folder import HOME, Lock, claim, read_run, refuse_foreign
 from woodshed.store.log import COMMITS, STAGING, TMP, CommitLog
 from woodshed.store.names import checked_relpath, safe_name
 from woodshed.store.packing import Packing
 from woodshed.store.plan import PLAN, Plan
 from woodshed.store.publish import Publisher
+from woodshed.store.revision import Revision
 from woodshed.store.shards import PackedLayout
 
 __all__ = ["Entry", "ItemWriter", "SourceFacts", "Store", "Totals"]
@@ -70,20 +71,19 @@ class Store:
         layout: Layout,
         disk: Disk,
         lock: Lock,
+        log: CommitLog,
+        publisher: Publisher,
         *,
-        worker: str,
         group_s: float,
         group_bytes: int,
     ) -> None:
         self.folder, self._layout, self._disk, self._lock = folder, layout, disk, lock
         self._group_s, self._group_bytes = group_s, group_bytes
-        self._log = CommitLog.read(folder)
+        self._log, self._publisher = log, publisher
         self._group = _Group()
         self._broken = False
-        self._publisher = Publisher(folder, disk, self._log, worker)
         self.bytes_written = 0
         """Bytes of files that this opening wrote, in all."""
-        self._publisher.recover()
         self.plan = Plan(folder, disk)
         self._packing = Packing(layout, folder, self._log) if isinstance(layout, PackedLayout) else None
         if self._packing is not None:
@@ -96,7 +96,7 @@ class Store:
         folder: str | Path,
         *,
         layout: Layout,
-        fingerprint: Mapping[str, Json],
+        fingerprint: Mapping[str, Json] | None,
         spec: RecordSpec,
         worker: str = "0",
         group_s: float = 2.0,
@@ -106,7 +106,8 @@ class Store:
         """Lock the folder, make it ours or check that it is, finish or sweep what a crash left, and read the log.
 
         Args:
-            fingerprint: what changes numbers for all items; a folder made under another is refused.
+            fingerprint: what changes numbers for all items; a folder made under another is refused. None: whatever
+                the folder was made under.
             worker: prefix of the log segments (lower-case letters, digits, `_`).
             group_s: commit when the oldest finished item has waited so long.
             group_bytes: commit when so much has gathered.
@@ -123,8 +124,15 @@ class Store:
                 disk.sync([path.parent])
         lock = Lock(folder)
         try:
+            read_run(folder)
+            log = CommitLog.read(folder)
+            publisher = Publisher(folder, disk, log, worker)
+            # Before the run is compared: a revision that a crash interrupted may have changed it.
+            publisher.recover()
+            if fingerprint is None:
+                fingerprint = (read_run(folder) or {}).get("fingerprint", {})
             claim(folder, {"layout": layout.name, "fingerprint": dict(fingerprint), "spec": asdict(spec)}, disk)
-            return cls(folder, layout, disk, lock, worker=worker, group_s=group_s, group_bytes=group_bytes)
+            return cls(folder, layout, disk, lock, log, publisher, group_s=group_s, group_bytes=group_bytes)
         except BaseException:
             lock.release()
             raise
@@ -209,6 +217,21 @@ class Store:
         if target.is_file() and target.read_bytes() == content:
             return
         self._publisher.place(target, content)
+
+    @contextmanager
+    def revision(self) -> Iterator[Revision]:
+        """Say something new of many items, change files and the run's identity, all in one commit at the end.
+
+        Nothing happens when an error ends it early; the store takes nothing more then.
+        """
+        self.commit()
+        revision = Revision(self.folder, self._disk, self._log, self._publisher)
+        try:
+            yield revision
+            revision.publish()
+        except BaseException:
+            self._broken = True
+            raise
 
     def commit(self) -> None:
         """Make durable what is finished; on return it survives any crash. Complete shards are written, too."""
@@ -300,7 +323,8 @@ class Store:
                 continue
             if self._packing is not None:
                 self._packing.replace(item_id)
-            old = [file.path for record in self._log.records(item_id) for file in record.files]
+            before = (*self._log.records(item_id), *self._log.kept(item_id))
+            old = [file.path for record in before for file in record.files]
             removes += [path for path in old if path not in group.moves]
         self._publisher.publish(list(group.lines.values()), group.moves, removes, [])
         if self._packing is not None:

@@ -88,15 +88,7 @@ def read_clip(item: Item, rules: Rules, limits: ClipLimits, *, compat: bool, fir
     """
     meta = item.meta
     text = rules.clean(meta["text"])
-    ids = rules.ids(text, spoken_language(item, rules))
-    if not len(ids.ids):
-        raise ItemError(f"the text of {item.id!r} gives no tokens", kind="no_tokens", hint="give it words")
-    if len(ids.ids) > limits.max_text_tokens:
-        raise ItemError(
-            f"the text of {item.id!r} has {len(ids.ids)} tokens; the model has positions for {limits.max_text_tokens}",
-            kind="text_too_long",
-            hint="split the utterance",
-        )
+    ids = text_ids(item.id, text, spoken_language(meta, rules), rules, limits)
     info = item.audio if item.audio is not None and item.audio.format != ANNOUNCED else probe(item.path)
     check_duration(item, info.duration_s, limits)
     wave = read_wave(item.path, info, compat=compat, first_rate_hz=first_rate_hz)
@@ -122,10 +114,29 @@ def unknown_tokens(ids: TextIds, *, suffix: str = "") -> dict[str, Json]:
     return {f"unknown{suffix}": ids.num_unknown, f"unknown_characters{suffix}": shown}
 
 
-def spoken_language(item: Item, rules: Rules) -> str | None:
-    """The language that a row is read in: its own, else the run's. The original goes by the run's alone."""
-    run: str | None = item.meta.get("hint")
-    own: str = item.meta["language"]
+def text_ids(row_id: str, text: str, language: str | None, rules: Rules, limits: ClipLimits) -> TextIds:
+    """Token ids of a cleaned text, as many as the model can take.
+
+    Raises:
+        ItemError: kinds `no_tokens`, `text_too_long`, `bad_text`.
+    """
+    ids = rules.ids(text, language)
+    if not len(ids.ids):
+        raise ItemError(f"the text of {row_id!r} gives no tokens", kind="no_tokens", hint="give it words")
+    if len(ids.ids) > limits.max_text_tokens:
+        raise ItemError(
+            f"the text of {row_id!r} has {len(ids.ids)} tokens; the model has positions for {limits.max_text_tokens}",
+            kind="text_too_long",
+            hint="split the utterance",
+        )
+    return ids
+
+
+def spoken_language(meta: Mapping[str, Json], rules: Rules) -> str | None:
+    """The language that a row is read in: its own `language`, else the run's (`hint`). The original goes by the run's
+    alone."""
+    run: str | None = meta.get("hint")
+    own: str = meta["language"]
     return run if rules.compat else own.strip() or run
 
 

@@ -33,11 +33,12 @@ from woodshed.encoders.speech.clip import (
     check_frames,
     read_clip,
     spoken_language,
+    text_ids,
     unknown_tokens,
 )
 from woodshed.encoders.speech.conditioning import Conditioning
-from woodshed.encoders.speech.fbank import campplus_fbank
-from woodshed.encoders.speech.frontend import num_frames, num_valid, seamless_features
+from woodshed.encoders.speech.fbank import NUM_MELS, campplus_fbank
+from woodshed.encoders.speech.frontend import STACK, num_fbank_frames, num_frames, num_valid, seamless_features
 from woodshed.encoders.speech.published_values import RATE_HZ, REFERENCE_S
 from woodshed.encoders.speech.semantic_codec import SemanticCodec
 from woodshed.encoders.speech.w2vbert import SemanticStats, W2VBert, normalise_features
@@ -117,7 +118,7 @@ class SpeechEncoder:
             arrays |= _array_specs(target, self.options.condition_dtype, self.networks.of(target)[1])
         main = "codes" if "2.0" in self.options.targets else "codes_25"
         downsample = 1 if main == "codes" else 2
-        sizes = self.networks.of(self.options.targets[0])[0].codebook_size
+        sizes = (self.networks.of(target)[0].codebook_size for target in self.options.targets)
         return RecordSpec(
             kind="speech",
             main=main,
@@ -125,7 +126,7 @@ class SpeechEncoder:
             rate_hz=RATE_HZ,
             hop_samples=HOP_SAMPLES * downsample,
             audio_channels=1,
-            codebook_sizes=(sizes,),
+            codebook_sizes=tuple(sizes),
         )
 
     @property
@@ -165,12 +166,13 @@ class SpeechEncoder:
             item, self.rules[first], options.limits, compat=options.compat, first_rate_hz=options.first_rate_hz
         )
         self._check(item, len(clip.wave))
-        arrays = {_named("text_ids", first): clip.text_ids}
+        arrays = {named("text_ids", first): clip.text_ids}
         for target in others:
             rules = self.rules[target]
-            ids = rules.ids(rules.clean(item.meta["text"]), spoken_language(item, rules))
-            arrays[_named("text_ids", target)] = ids.ids
-            clip.row.update(unknown_tokens(ids, suffix=_named("", target)))
+            text = rules.clean(item.meta["text"])
+            ids = text_ids(item.id, text, spoken_language(item.meta, rules), rules, options.limits)
+            arrays[named("text_ids", target)] = ids.ids
+            clip.row.update(unknown_tokens(ids, suffix=named("", target)))
         facts = {"num_samples": np.array(len(clip.wave)), "row": row_to_array(clip.row)}
         reference = clip.wave
         arrays = {**arrays, **facts, **_heard(clip.wave)}
@@ -180,6 +182,18 @@ class SpeechEncoder:
         if self.networks.campplus is not None:
             arrays["fbank"] = campplus_fbank(reference)
         yield Example(item_id=item.id, index=0, arrays=arrays)
+
+    def stand_in(self, item: Item) -> Example:
+        """An example as long as the item and of its kind, with nothing in it."""
+        assert item.audio is not None, f"item {item.id!r} has no length yet"
+        num_samples = reference_samples = round(item.audio.duration_s * RATE_HZ)
+        arrays = _unheard(num_samples)
+        if self._is_long(num_samples):
+            reference_samples = round(self.options.reference_s * RATE_HZ)
+            arrays |= {BEGINNING + name: values for name, values in _unheard(reference_samples).items()}
+        if self.networks.campplus is not None:
+            arrays["fbank"] = np.zeros((num_fbank_frames(reference_samples), NUM_MELS), np.float32)
+        return Example(item_id=item.id, index=0, arrays=arrays)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Example]) -> list[Arrays]:
@@ -214,7 +228,7 @@ class SpeechEncoder:
         lengths = heard.valid if self.options.strict_trim else heard.frames
         codes = codec.codes(heard.features, lengths.to(heard.features.device)).cpu().numpy()
         for own, values, length in zip(made, codes, lengths.tolist(), strict=True):
-            own[_named("codes", target)] = values[: codec.num_codes(length)].astype(np.int32)
+            own[named("codes", target)] = values[: codec.num_codes(length)].astype(np.int32)
 
     def _add_reference(self, heard: _Heard, rows: Sequence[int], made: list[dict[str, np.ndarray]]) -> None:
         device = heard.features.device
@@ -229,7 +243,7 @@ class SpeechEncoder:
                     made[row]["condition"] = values.astype(self.options.condition_dtype)
             vectors = conditioning.emotion(heard.features, frames, visible).float().cpu().numpy()
             for row, values in zip(rows, vectors, strict=True):
-                made[row][_named("emo_vec", target)] = values
+                made[row][named("emo_vec", target)] = values
 
     def _add_speaker(self, campplus: CampPlus, batch: Sequence[Example], made: list[dict[str, np.ndarray]]) -> None:
         banks = [torch.from_numpy(example.arrays["fbank"]) for example in batch]
@@ -283,6 +297,12 @@ def _heard(wave: Float32[np.ndarray, "sample"]) -> dict[str, np.ndarray]:
     return {"features": seamless_features(wave), "valid": np.array(num_valid(len(wave)))}
 
 
+def _unheard(num_samples: int) -> dict[str, np.ndarray]:
+    """What `_heard` gives of a clip of this length, but for the content."""
+    features = np.zeros((num_frames(num_samples), STACK * NUM_MELS), np.float32)
+    return {"features": features, "valid": np.array(num_valid(num_samples))}
+
+
 def _array_specs(target: Target, condition_dtype: str, conditioning: Conditioning) -> dict[str, ArraySpec]:
     """Arrays of one release, in the order of the original's folders."""
     size = conditioning.model_dim
@@ -303,10 +323,11 @@ def _array_specs(target: Target, condition_dtype: str, conditioning: Conditionin
         specs["speaker_vec"] = ArraySpec(
             axes=("channel",), dtype="float32", bytes_per_frame=0, bytes_per_record=4 * 192
         )
-    return {_named(name, target): spec for name, spec in (specs | {"emo_vec": emotion}).items()}
+    return {named(name, target): spec for name, spec in (specs | {"emo_vec": emotion}).items()}
 
 
-def _named(array: str, target: Target) -> str:
+def named(array: str, target: Target) -> str:
+    """The name of a release's array."""
     return array if target == "2.0" else f"{array}_25"
 
 

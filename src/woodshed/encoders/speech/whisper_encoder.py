@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from woodshed.contracts import Arrays, ArraySpec, Example, Item, Json, Outline, Piece, RecordSpec
+from woodshed.contracts import Arrays, ArraySpec, Example, Item, Json, Outline, RecordSpec
 from woodshed.encoders.speech.clip import ClipLimits, Rules, check_duration, check_frames, read_clip
-from woodshed.encoders.speech.encoder import CLIP, HOP_SAMPLES, PASSED_ON, SpeechJoiner, clip_cost_s, row_to_array
+from woodshed.encoders.speech.encoder import (
+    HOP_SAMPLES,
+    PASSED_ON,
+    SpeechJoiner,
+    clip_cost_s,
+    row_to_array,
+    whole_clip,
+)
 from woodshed.encoders.speech.published_values import RATE_HZ
 from woodshed.encoders.speech.whisper import WhisperSemantic
 
@@ -61,7 +68,7 @@ class WhisperEncoder:
         duration_s = item.audio.duration_s
         check_duration(item, duration_s, self._limits)
         self._check(item, round(duration_s * RATE_HZ))
-        return Outline(pieces=(Piece(key=CLIP, cost_s=clip_cost_s(duration_s)),), num_records=1)
+        return whole_clip(clip_cost_s(duration_s))
 
     def _check(self, item: Item, num_samples: int) -> None:
         num_codes = self._semantic.num_codes(num_samples)
@@ -77,6 +84,16 @@ class WhisperEncoder:
             "features": self._semantic.features(clip.wave),
         }
         yield Example(item_id=item.id, index=0, arrays=arrays)
+
+    def stand_in(self, item: Item) -> Example:
+        """An example as long as the item, with silence in it."""
+        assert item.audio is not None, f"item {item.id!r} has no length yet"
+        num_samples = round(item.audio.duration_s * RATE_HZ)
+        arrays = {
+            "num_samples": np.array(num_samples),
+            "features": self._semantic.features(np.zeros(num_samples, np.float32)),
+        }
+        return Example(item_id=item.id, index=0, arrays=arrays)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Example]) -> list[Arrays]:
