@@ -71,6 +71,7 @@ def commit_all(source: Path, output: Path, layout: str) -> None:
     from woodshed.jobs.model import load_encoder
     from woodshed.jobs.settings import EncodeSettings
     from woodshed.run.plan import PlannedItem, PlanOptions, make_units, meta_digest
+    from woodshed.run.plan_lines import unit_json
     from woodshed.sources.open import open_source
     from woodshed.store.store import SourceFacts
 
@@ -101,7 +102,7 @@ def commit_all(source: Path, output: Path, layout: str) -> None:
     latents = {model.encoder.spec.main: np.zeros((array.bytes_per_frame // 4, 4), np.float32)}
     meta = {"start_sample": 0, "num_samples": 900, "window_samples": 2048, "num_frames": 4, "valid_frames": 2}
     with open_store(settings, model) as store:
-        store.plan.append((unit.to_json() for unit in units), next_position=len(planned))
+        store.plan.append((unit_json(unit) for unit in units), next_position=len(planned))
         shard_items = dict.fromkeys((unit.shard for unit in units), 0)
         for unit in units:
             shard_items[unit.shard] += len(unit.items)

@@ -154,7 +154,9 @@ def test_json_leaves_stdout_to_the_json(job: Callable[[str, Job], None], capsys:
     shown = capsys.readouterr()
     told = json.loads(shown.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert (told["exit_code"], told["num_rows"], told["audio_s"]) == (3, 3, None)
-    assert told["failures"] == [{"id": "caf\udce9.wav", "kind": "truncated", "reason": "[bold]half[/bold]", "line": None}]
+    assert told["failures"] == [
+        {"id": "caf\udce9.wav", "kind": "truncated", "reason": "[bold]half[/bold]", "line": None}
+    ]
     assert "a library's chatter\nworking\n" in shown.err
     assert "1/2 items" in shown.err
 

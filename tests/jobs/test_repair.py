@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.jobs.conftest import tree
 from woodshed.contracts import Progress
 from woodshed.jobs import verify
-from woodshed.jobs.encode import Silent, encode
-from woodshed.jobs.report import VerifyReport
-from woodshed.jobs.settings import VerifySettings
+from woodshed.jobs.encode import Silent, encode, run
+from woodshed.jobs.report import PlanReport, VerifyReport
+from woodshed.jobs.settings import EncodeSettings, VerifySettings
 from woodshed.store.reader import open_reader
 
 Model = Callable[[str], dict[str, Path]]
@@ -56,6 +57,26 @@ def test_files_that_are_damaged_anywhere_come_back_as_they_were(
     encode(sounds, tmp_path / "out", **model("tiny_vae"))
     assert verified(tmp_path / "out").num_problems == 0
     assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_a_sound_that_cannot_be_decoded_is_not_taken_for_damage_to_the_folder(
+    sounds: Path, tmp_path: Path, model: Model
+) -> None:
+    broken = sounds / "broken.flac"
+    soundfile.write(broken, np.random.default_rng(0).standard_normal((100_000, 2)) * 0.1, 44_100)
+    content = bytearray(broken.read_bytes())
+    for offset in range(len(content) // 3, len(content) // 2):
+        content[offset] ^= 0xFF
+    broken.write_bytes(content)
+    (failure,) = encode(sounds, tmp_path / "out", **model("tiny_vae")).failures
+    assert (failure.id, failure.kind) == ("broken.flac", "damaged")
+
+    report = verified(tmp_path / "out", repair=True)
+    assert (report.exit_code, report.num_taken_back, report.notes) == (0, 0, ())
+    settings = EncodeSettings(input=sounds, output_path=tmp_path / "out", dry_run=True, **model("tiny_vae"))
+    plan = run(settings, observer=Silent())
+    assert isinstance(plan, PlanReport)
+    assert plan.num_planned == 0, "only --retry-failed tries it again"
 
 
 def unlink_index(folder: Path) -> None:

@@ -268,7 +268,7 @@ def test_a_repaired_folder_that_ran_again_is_as_if_never_damaged(
     assert left == {f"utt_{number:03d}" for number in range(len(SECONDS))} - lost
     told = {failure["id"]: (failure["kind"], failure["line"]) for failure in lines(folder / "failures.jsonl")}
     assert told["gone"] == ("missing", 8)
-    assert {name for name, (kind, _) in told.items() if kind == "damaged"} == lost
+    assert {name for name, (kind, _) in told.items() if kind == "taken_back"} == lost
 
     again = verified(folder)
     assert (again.num_problems, again.exit_code, again.num_records) == (0, 0, len(SECONDS) - len(lost))

@@ -61,10 +61,10 @@ def test_nothing_new_is_no_commit(tmp_path: Path) -> None:
 def test_a_run_with_another_name(tmp_path: Path) -> None:
     run(tmp_path / "out", "stable_audio", first_plan())
     before = open_reader(tmp_path / "out")
-    with Store.open(tmp_path / "out", layout=LAYOUTS["stable_audio"], fingerprint=None, spec=SPEC) as store:
-        with store.revision() as revision:
-            revision.rename_run({"seed": 2})
-            revision.note("settings.json", b"{}")
+    store = Store.open(tmp_path / "out", layout=LAYOUTS["stable_audio"], fingerprint=None, spec=SPEC)
+    with store, store.revision() as revision:
+        revision.rename_run({"seed": 2})
+        revision.note("settings.json", b"{}")
     after = open_reader(tmp_path / "out")
     assert after.fingerprint == {"seed": 2} != before.fingerprint
     assert list(after.entries()) == list(before.entries())
@@ -75,12 +75,17 @@ def test_a_run_with_another_name(tmp_path: Path) -> None:
     opened(tmp_path / "out", {"seed": 2}).close()
 
 
+def stop_halfway(store: Store) -> None:
+    with store.revision() as revision:
+        revision.file("a.txt", b"a")
+        revision.rename_run({"seed": 2})
+        raise ZeroDivisionError
+
+
 def test_an_error_leaves_everything_as_it_was(tmp_path: Path) -> None:
     with opened(tmp_path / "out") as store:
-        with pytest.raises(ZeroDivisionError), store.revision() as revision:
-            revision.file("a.txt", b"a")
-            revision.rename_run({"seed": 2})
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            stop_halfway(store)
         with pytest.raises(StoreError, match="takes no more"):
             store.render("b.txt", b"b")
     opened(tmp_path / "out").close()

@@ -1,8 +1,8 @@
 """`woodshed verify --repair`: what is damaged is taken back, what is derived from the log is written again.
 
 Nothing is computed, so no model is needed. An item whose files are not as committed, or whose arrays no trainer could
-use, is committed as failed of kind `damaged`: what is left of it goes, it leaves the manifests, and the next run makes
-it again, in its old place. After that run the folder is, byte for byte, one that was never damaged.
+use, is committed as failed of kind `taken_back`: what is left of it goes, it leaves the manifests, and the next run
+makes it again, in its old place. After that run the folder is, byte for byte, one that was never damaged.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -33,11 +32,8 @@ GONE_KINDS = ("missing", "unreadable")
 """What a bad row is called whose file is out of reach. What was encoded of it before is kept: a disk that is not
 mounted must not cost what is done."""
 
-DAMAGED = "damaged"
+DAMAGED = "taken_back"
 """What an item has failed of whose files were found spoilt and taken back: it is always tried again."""
-
-MAX_REMEMBERED = 20_000
-"""Items of a plan that are equally long share what is said of it."""
 
 T = TypeVar("T")
 _CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
@@ -64,32 +60,6 @@ class Unit:
     shard: int
     items: tuple[PlannedItem, ...]
     batches: tuple[Batch, ...]
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "unit": self.number,
-            "rank": self.rank,
-            "shard": self.shard,
-            "ids": [planned.item.id for planned in self.items],
-            "positions": [planned.position for planned in self.items],
-            "items": [
-                {
-                    "size": planned.item.size_bytes,
-                    "mtime_ns": planned.item.mtime_ns,
-                    "meta_digest": planned.meta_digest,
-                    "audio": _audio_json(planned.item.audio),
-                    "records": planned.num_records,
-                    "pieces": [[piece.key, piece.cost_s] for piece in planned.pieces],
-                }
-                for planned in self.items
-            ],
-            "batches": self.batches,
-        }
-
-
-def _audio_json(audio: AudioInfo | None) -> Json:
-    # `asdict` takes ten times as long
-    return audio and {field.name: getattr(audio, field.name) for field in fields(audio)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,7 +318,7 @@ def make_units(
     """Give new items their places and cut them into units, counting on from `unit`, `position` and `shard`."""
     placed = []
     for planned in items:
-        placed.append(_altered(planned, item=planned.item, position=position))
+        placed.append(altered(planned, item=planned.item, position=position))
         position += planned.num_records
     units: list[Unit] = []
     shard_bytes = 0
@@ -365,7 +335,8 @@ def make_units(
     return units
 
 
-def _altered(planned: PlannedItem, *, item: Item, position: int) -> PlannedItem:
+def altered(planned: PlannedItem, *, item: Item, position: int) -> PlannedItem:
+    """The same item elsewhere, or with another state of its source."""
     # `dataclasses.replace` takes three times as long, and there may be millions
     return PlannedItem(
         item=item,
@@ -416,62 +387,3 @@ def estimate_bytes(items: Iterable[PlannedItem], spec: RecordSpec, *, padded_sam
         return num_records * (padded_samples // spec.hop_samples * per_frame + per_record)
     seconds = sum(planned.item.audio.duration_s for planned in items if planned.item.audio)
     return round(seconds / frame_s * per_frame) + num_records * per_record
-
-
-def unit_head(line: bytes) -> dict[str, Json]:
-    """What a unit's line says before its items: `unit`, `rank`, `shard`, and the items' `ids` and `positions`.
-
-    A plan of a million items is read at every start, and most of it is done.
-
-    >>> unit_head(b'{"unit":0,"rank":0,"shard":0,"ids":["a"],"positions":[0],"items":[{"size":1}],"batches":[]}')
-    {'unit': 0, 'rank': 0, 'shard': 0, 'ids': ['a'], 'positions': [0]}
-    """
-    # Inside a JSON string the quotes would be escaped.
-    head: dict[str, Json] = json.loads(line[: line.index(b',"items":')] + b"}")
-    return head
-
-
-def unit_from_json(line: Mapping[str, Json]) -> Unit:
-    """A unit as it was written down; its items have neither paths nor metadata."""
-    planned = []
-    for name, position, row in zip(line["ids"], line["positions"], line["items"], strict=True):
-        audio = _known_audio(**row["audio"]) if row["audio"] else None
-        planned.append(
-            PlannedItem(
-                item=Item(
-                    id=name, path="", relpath=name, size_bytes=row["size"], mtime_ns=row["mtime_ns"], audio=audio
-                ),
-                meta_digest=row["meta_digest"],
-                position=position,
-                num_records=row["records"],
-                pieces=tuple(_known_piece(key, cost_s) for key, cost_s in row["pieces"]),
-            )
-        )
-    batches = tuple(tuple((item, piece) for item, piece in batch) for batch in line["batches"])
-    return Unit(number=line["unit"], rank=line["rank"], shard=line["shard"], items=tuple(planned), batches=batches)
-
-
-@lru_cache(MAX_REMEMBERED)
-def _known_audio(**facts: Json) -> AudioInfo:
-    return AudioInfo(**facts)
-
-
-@lru_cache(MAX_REMEMBERED)
-def _known_piece(key: str, cost_s: float) -> Piece:
-    return Piece(key=key, cost_s=cost_s)
-
-
-def filled(unit: Unit, items: Mapping[str, Item]) -> Unit:
-    """A unit that was written down, with the paths and metadata of those of its items that are still to be done.
-
-    Items that are not in `items` (done, or gone from the source) keep their seat, so that batches keep their shape.
-    """
-    planned = []
-    for seat in unit.items:
-        item, audio = items.get(seat.item.id), seat.item.audio
-        if item is None:
-            planned.append(seat)
-        else:
-            known = item if item.audio == audio else replace(item, audio=audio)
-            planned.append(_altered(seat, item=known, position=seat.position))
-    return replace(unit, items=tuple(planned))

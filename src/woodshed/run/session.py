@@ -25,12 +25,10 @@ from woodshed.run.plan import (
     PlannedItem,
     PlanOptions,
     Unit,
-    filled,
     make_units,
     read_rows,
-    unit_from_json,
-    unit_head,
 )
+from woodshed.run.plan_lines import filled, unit_from_json, unit_head, unit_json
 from woodshed.run.pool import Pool
 from woodshed.run.stopping import StopSignals
 from woodshed.store.entries import Entry, SourceFacts
@@ -258,7 +256,7 @@ def run_plan(
     if work.new_units:
         units = work.units[-work.new_units :]
         ends = (planned.position + planned.num_records for unit in units for planned in unit.items)
-        store.plan.append((unit.to_json() for unit in units), next_position=max(ends))
+        store.plan.append((unit_json(unit) for unit in units), next_position=max(ends))
     store.expect_shards(work.shard_items)
     _record_bad_rows(account, store)
     engine.run(work.units, work.is_pending)

@@ -22,10 +22,11 @@ from woodshed.store.describe import ROW
 
 ADOPTED = "adopted"
 """True in the facts of a row that the original made."""
-SAME_CODES_SHARE = 0.98
-"""Other arithmetic units change a few codes where two entries are equally near; another checkpoint changes most."""
-FLOAT_TOLERANCE = 1e-3
-"""Of condition and emotion; for values above 1, relative to the largest."""
+SAME_CODES_SHARE = 0.9
+"""The original's convolutions run with ten bits of precision on newer GPUs (TF32), which changes some codes where two
+entries are about equally near; another checkpoint changes nearly all."""
+FLOAT_TOLERANCE = 1e-2
+"""Of condition and emotion, for the same reason; for values above 1, relative to the largest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +41,7 @@ class Engine:
 
     name: EngineName
     version: str
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _lock: AbstractContextManager[bool] = field(default_factory=threading.Lock, repr=False, compare=False)
     _readers: dict[Spoken, Callable[[str], str]] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, text: str, language: Spoken) -> str | None:
