@@ -26,7 +26,7 @@ from woodshed.jobs.settings import EncodeSettings, Settings
 from woodshed.jobs.speech_pairs_settings import SpeechPairsSettings
 from woodshed.jobs.speech_retokenize_settings import SpeechRetokenizeSettings
 from woodshed.jobs.speech_settings import SpeechSettings
-from woodshed.run.plan import DAMAGED
+from woodshed.run.plan import TAKEN_BACK
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -218,7 +218,7 @@ def test_exit_codes_page_knows_every_kind_of_failure() -> None:
     assert {"no_tokens", "text_too_long", "bad_text", "no_id", "padded_codes", "other_length"} <= kinds, (
         "the search works for speech"
     )
-    kinds |= {DAMAGED, "crashed", "duplicate", "no_text", "no_audio", "silent"}
+    kinds |= {TAKEN_BACK, "crashed", "duplicate", "no_text", "no_audio", "silent"}
     internal = {"config", "dropped"}  # turned into a UsageError; never recorded
     assert not {kind for kind in kinds - internal if f"`{kind}`" not in page}
 

@@ -203,6 +203,21 @@ def test_ids_that_are_paths_are_not_followed(models: Path, original: Original, t
         )
 
 
+def test_files_under_names_that_might_be_ours_stay_and_are_told(
+    models: Path, original: Original, tmp_path: Path
+) -> None:
+    data = data_set(tmp_path / "data", SECONDS[:2])
+    data.write_text(data.read_text(encoding="utf-8").replace("utt_001", "100%"), encoding="utf-8")
+    folder = original.write(tmp_path / "out", data)
+    summary = run(models, data, folder)
+    assert_account(summary, adopted=1, new=1)
+    assert rows(folder)["100%"]["codes_path"] == "codes/100%25.npy"
+    (told,) = (note for note in summary.notes if "stay where they are" in note)
+    assert told.startswith("4 of the folder's old files")
+    assert "such as text_ids/100%.npy" in told
+    assert (folder / "codes" / "100%.npy").exists()
+
+
 def items_of(manifest: Path, row_id: str) -> list[Any]:
     return [row for row in read_speech_manifest(str(manifest), language=None) if row.id == row_id]
 
@@ -268,7 +283,7 @@ def test_other_conditioning_weights_are_noticed(models: Path, original: Original
     """The same codes, and a condition that is a little off."""
     folder = original.write(tmp_path / "out", data)
     for path in (folder / "condition").iterdir():
-        np.save(path, np.load(path) + np.float32(0.01))
+        np.save(path, np.load(path) + np.float32(0.08))
     with pytest.raises(StoreError, match=r"condition differs by 0\.0"):
         run(models, data, folder)
 

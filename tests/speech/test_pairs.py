@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.speech.trainer_reader import STOP_CODE, STOP_TEXT, collate, read_pairs
-from woodshed.cli.show_speech_pairs import speech_pairs
+from woodshed.cli.show_speech_pairs import lines_of
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.speech_pairs import PairsReport, run
@@ -360,7 +360,7 @@ def test_the_report_for_people(folder: Path) -> None:
     write_manifest(folder / "val_manifest.jsonl", [b"{", row("v", "b")])
     report = call(folder)
     console = Console(file=io.StringIO(), width=200)
-    console.print(speech_pairs(report))
+    console.print(lines_of(report))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "done, but 1 lines could not be read" in text

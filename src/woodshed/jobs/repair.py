@@ -18,7 +18,7 @@ from woodshed.jobs.folder import command_line, made_by, read_settings
 from woodshed.jobs.report import VerifyReport
 from woodshed.jobs.settings import EncodeSettings
 from woodshed.jobs.speech_settings import SpeechSettings
-from woodshed.run.plan import DAMAGED
+from woodshed.run.plan import TAKEN_BACK
 from woodshed.store.entries import SourceFacts
 from woodshed.store.indextts import IndexTTS
 from woodshed.store.reader import Reader, Totals
@@ -68,7 +68,7 @@ def advice(reader: Reader) -> str:
 
 def waiting_notes(reader: Reader, totals: Totals) -> list[str]:
     """What is to be made again, and by which command."""
-    num_waiting = totals.failure_kinds.get(DAMAGED, 0)
+    num_waiting = totals.failure_kinds.get(TAKEN_BACK, 0)
     if not num_waiting:
         return []
     command = made_by(reader)
@@ -99,7 +99,7 @@ def _take_back(store: Store, reader: Reader, findings: Findings) -> dict[str, st
             position=known.position,
             shard=known.shard,
         )
-        store.fail(source, kind=DAMAGED, reason=reason)
+        store.fail(source, kind=TAKEN_BACK, reason=reason)
         if known.shard is not None and known.shard in reader.log.shards:
             changed.add(known.shard)
     store.commit()

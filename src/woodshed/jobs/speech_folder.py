@@ -21,7 +21,7 @@ from woodshed.errors import ModelError, UsageError
 from woodshed.jobs.encode import versions
 from woodshed.jobs.speech_model import model_files
 from woodshed.jobs.speech_settings import SpeechSettings
-from woodshed.run.plan import DAMAGED
+from woodshed.run.plan import TAKEN_BACK
 from woodshed.sources.speech_manifest import read_speech_manifest
 from woodshed.speech.manifests import FAILURES, STATS, Manifests, Provenance
 from woodshed.speech.split import Splitter
@@ -143,7 +143,7 @@ def source_account(reader: Reader) -> SourceAccount:
     for item_id in reader.log.in_order():
         entry = reader.log.entry(item_id)
         assert entry is not None
-        if entry.status != "done" and item_id not in known and (not is_whole or entry.kind == DAMAGED):
+        if entry.status != "done" and item_id not in known and (not is_whole or entry.kind == TAKEN_BACK):
             own = Failure(id=item_id, kind=entry.kind, reason=entry.reason)
             (skipped if entry.status == "skipped" else failures).append(own)
     num_rows = stats["rows_in_source"] if stats is not None and isinstance(stats.get("rows_in_source"), int) else None

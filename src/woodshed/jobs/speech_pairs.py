@@ -193,6 +193,7 @@ def _facts(task: _Task, plan: PairPlan) -> PairsFile:
 def _in_words(left_out: Mapping[str, int]) -> str:
     meanings = {
         "alone": "are alone with their speaker",
+        "no_condition": "have no speaker row with condition and emo_vec to be prompted by (2.5 and Whisper make none)",
         "bad_row": "cannot be read",
         "duplicate": "have the id of an earlier one",
         "no_features": "name no text ids or no codes",

@@ -32,7 +32,7 @@ GONE_KINDS = ("missing", "unreadable")
 """What a bad row is called whose file is out of reach. What was encoded of it before is kept: a disk that is not
 mounted must not cost what is done."""
 
-DAMAGED = "taken_back"
+TAKEN_BACK = "taken_back"
 """What an item has failed of whose files were found spoilt and taken back: it is always tried again."""
 
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class _Reading:
         account = self._account
         if entry.status == "done":
             account.num_done += 1
-        elif entry.status == "failed" and (self._options.retry_failed or entry.kind == DAMAGED):
+        elif entry.status == "failed" and (self._options.retry_failed or entry.kind == TAKEN_BACK):
             self.fresh.append((item, meta, None))
         else:
             target = account.failures if entry.status == "failed" else account.skipped

@@ -20,7 +20,7 @@ from woodshed.chance import generator
 from woodshed.contracts import AudioInfo, BadRow, Encoder, Failure, FillsSeats, Item, Observer, Progress, Summary
 from woodshed.run.engine import Annotate, Engine, EngineOptions
 from woodshed.run.plan import (
-    DAMAGED,
+    TAKEN_BACK,
     Account,
     PlannedItem,
     PlanOptions,
@@ -171,7 +171,7 @@ class _EarlierPlans:
 
     def __init__(self, log: CommitLog) -> None:
         self._log = log
-        self._damaged = {failure.id for failure in log.failures() if failure.kind == DAMAGED}
+        self._damaged = {failure.id for failure in log.failures() if failure.kind == TAKEN_BACK}
         self.num_units = 0
         self.waiting: dict[str, PlannedItem] = {}
         self.open_units: list[Unit] = []

@@ -30,7 +30,16 @@ from woodshed.encoders.speech.encoder import SpeechEncoder
 from woodshed.errors import ItemError, StoreError
 from woodshed.run.patience import STALL_S, BoundedMap, patience_s
 from woodshed.run.plan import meta_digest
-from woodshed.speech.adopt_files import ARRAYS, KEPT, Found, OriginalFolder, is_originals, make_folders, put
+from woodshed.speech.adopt_files import (
+    ARRAYS,
+    KEPT,
+    Found,
+    OriginalFolder,
+    is_followed,
+    is_originals,
+    make_folders,
+    put,
+)
 from woodshed.speech.adopt_rows import Examiner, Sound
 from woodshed.speech.adopt_survey import Survey
 from woodshed.store.disk import Disk
@@ -130,7 +139,7 @@ class Adoption:
         trusted = survey.trusted(self.folder, self.encoder, self.original, go_on=self._go_on)
         num_strays, shown = 0, list[str]()
         for path, row_id in there.files():
-            if row_id not in survey.known_ids:
+            if row_id not in survey.known_ids or not is_followed(row_id):
                 num_strays += 1
                 shown += [path] * (len(shown) < NAMED_FILES)
         self._mark({
@@ -314,8 +323,8 @@ class _Taking:
         if num_strays := self.marker["num_strays"]:
             shown = ", ".join(self.marker["strays"])
             yield (
-                f"{num_strays} of the folder's old files belong to no row of the source and stay where they are, "
-                f"such as {shown}"
+                f"{num_strays} of the folder's old files belong to no row of the source, or have `%` or `~` in their "
+                f"names, as only ours may have, and stay where they are, such as {shown}"
             )
         yield f"the old manifests, statistics and progress files are kept in {KEPT}"
 

@@ -208,7 +208,9 @@ def plan_pairs(targets: FeatureTable, rules: PairRules, *, more_prompts: Feature
             if row.can_be_target
         ]
         drawn[speaker] = [pairs for pairs in sets if pairs]
-        left_out["alone"] += len(sets) - len(drawn[speaker])
+        # Several rows and yet no prompt: they have no condition, as in folders for 2.5.
+        reason = "alone" if prompts or len(rows) == 1 else "no_condition"
+        left_out[reason] += len(sets) - len(drawn[speaker])
     quotas = _quotas({speaker: sum(map(len, sets)) for speaker, sets in drawn.items()}, rules)
     pairs: list[Pair] = []
     counts: dict[str, int] = {}
