@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,10 @@ def test_what_a_speech_folder_has_no_use_for_is_refused(make: Make, tmp_path: Pa
     np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))
     with pytest.raises(UsageError, match="has no manifests"):
         woodshed.open(tmp_path, split="train")
+    # in a process of its own: the checks of types that tests run under would be first to speak
+    program = f"import woodshed; woodshed.open({str(make('splits'))!r}, split='test')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "UsageError: split='test' is no split" in done.stderr
 
 
 def test_a_manifest_that_is_gone_is_named(make: Make) -> None:

@@ -48,9 +48,11 @@ from woodshed.encoders.speech.conditioning import Conditioning
 from woodshed.encoders.speech.encoder import PASSED_ON, SpeechEncoder, SpeechJoiner
 from woodshed.encoders.speech.semantic_codec import SemanticCodec
 from woodshed.encoders.speech.w2vbert import W2VBert
-from woodshed.errors import StoreError
+from woodshed.errors import StoreError, UsageError
+from woodshed.jobs import inspect
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.encode import Silent
+from woodshed.jobs.settings import InspectSettings
 from woodshed.jobs.speech import speech
 from woodshed.jobs.speech_model import batch_limits, clips_per_batch, make_encoder
 from woodshed.jobs.speech_settings import SpeechSettings
@@ -150,6 +152,53 @@ def test_a_limit_is_a_pause(models: Path, manifest: Path, undisturbed: Path, tmp
     assert_same_features(features(tmp_path / "out"), features(undisturbed), tolerance=FLOATS)
     for name in ("train_manifest.jsonl", "val_manifest.jsonl", "stats.json", ".preprocessing_progress.txt"):
         assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_what_an_interrupted_run_had_planned_counts_to_the_limit(
+    models: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechEncoder, "encode", signalling(2, signal.SIGINT))
+        first = run(models, manifest, tmp_path / "out", max_samples=4, batch_size=1)
+    assert (first.stopped_by, stats(tmp_path / "out")["rows_in_source"]) == ("SIGINT", len(SECONDS))
+    assert 0 < first.num_new < 4
+    second = run(models, manifest, tmp_path / "out", max_samples=4, batch_size=1)
+    assert second.num_new == 4
+
+
+def test_rows_that_cannot_be_read_do_not_use_up_the_limit(models: Path, tmp_path: Path) -> None:
+    source = data_set(tmp_path / "data", (0.4, 0.5, 0.6, 0.7))
+    for number in (0, 1):
+        (tmp_path / "data" / "wavs" / f"clip_{number:03d}.wav").write_bytes(b"no sound")
+    first = run(models, source, tmp_path / "out", max_samples=1)
+    assert (first.num_new, first.num_failed, first.num_pending) == (1, 2, 1)
+    second = run(models, source, tmp_path / "out", max_samples=1)
+    assert (second.num_new, second.num_failed, second.num_pending) == (1, 2, 0)
+
+
+def test_a_plan_refuses_what_a_run_refuses(models: Path, tmp_path: Path) -> None:
+    source = data_set(tmp_path / "data", (0.4,))
+    with pytest.raises(StoreError, match="was not made by Woodshed"):
+        run(models, source, tmp_path / "data", dry_run=True)
+
+
+def test_rows_that_left_the_source_stay_and_are_told(models: Path, tmp_path: Path) -> None:
+    source = data_set(tmp_path / "data", (0.4, 0.5, 0.6))
+    run(models, source, tmp_path / "out")
+    _, second, third = source.read_text().splitlines()
+    broken = json.dumps({**json.loads(second), "text": ""})
+    source.write_text(f"{broken}\n{third}\n")
+    summary = run(models, source, tmp_path / "out")
+    assert (summary.num_rows, summary.num_done, summary.num_failed) == (2, 1, 1)
+    assert len(rows(tmp_path / "out")) == 3
+    assert any("2 items of earlier runs are no longer in the source, or fail there" in note for note in summary.notes)
+    report = inspect.run(InspectSettings(folder=tmp_path / "out"))
+    assert any("at least 2 rows of the manifests are of earlier runs" in note for note in report.notes)
+
+
+def test_a_manifest_that_is_no_file_is_named(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no plain file"):
+        run(models, tmp_path, tmp_path / "out")
 
 
 # Interruptions

@@ -47,8 +47,10 @@ def open_speech(folder: Path, *, split: Split | None, min_s: float | None, max_s
 
     Raises:
         StoreError: the folder or its manifest cannot be read.
-        UsageError: no row is left.
+        UsageError: there is no such split, or no row is left.
     """
+    if split is not None and split not in _MANIFESTS:
+        raise UsageError(f"split={split!r} is no split", hint=f"one of {', '.join(_MANIFESTS)}, or None for all rows")
     reader = open_reader(folder)
     kept = None if split is None else _ids(folder, split)
     records = []

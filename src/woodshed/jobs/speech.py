@@ -47,7 +47,7 @@ from woodshed.speech.dataset_spec import DatasetSpec, parse_dataset_specs
 from woodshed.speech.manifests import Manifests, Provenance
 from woodshed.speech.split import Splitter, share_notes
 from woodshed.speech.stems import with_stems
-from woodshed.store.folder import refuse_other_run
+from woodshed.store.folder import refuse_foreign, refuse_other_run
 from woodshed.store.indextts import IndexTTS
 from woodshed.store.log import CommitLog
 from woodshed.store.reader import open_reader
@@ -128,6 +128,11 @@ def _datasets(settings: SpeechSettings) -> tuple[DatasetSpec, ...]:
     for dataset in datasets:
         # Before the models are loaded, which takes longer than to mend a name.
         if not dataset.manifest.is_file():
+            if dataset.manifest.exists():
+                raise UsageError(
+                    f"the manifest {dataset.manifest} is no plain file",
+                    hint="it is read more than once: write it to a file",
+                )
             raise UsageError(f"there is no manifest {dataset.manifest}", hint="JSONL, one utterance a line")
     return datasets
 
@@ -182,6 +187,10 @@ class _Dataset:
             left = f"{len(work.pending)} of {work.account.num_rows} rows, {work.audio_s / 60:.1f} minutes"
             self.observer.message(f"making features of {left}" if work.pending else "nothing left to make")
             told: dict[str, Mapping[str, Json]] = {}
+            derive = self._deriving(store, told)
+            if work.account.is_complete and not len(store.log):
+                # So that a new folder tells the size of its source, should the run end before its first manifests.
+                derive(work.account, ())
             summary = run_plan(
                 work,
                 self.encoder,
@@ -191,7 +200,7 @@ class _Dataset:
                 ),
                 observer=self.observer,
                 stopped=self.stopped,
-                derive=self._deriving(store, told),
+                derive=derive,
                 pool=pool if _is_worth_it(work, device) else None,
             )
             clear_up(store)
@@ -211,11 +220,13 @@ class _Dataset:
                 now = {"layout": self.settings.layout, "fingerprint": self.encoder.fingerprint}
                 refuse_other_run(output, {"layout": reader.layout, "fingerprint": dict(reader.fingerprint)}, now)
             log = reader.log
-        elif is_adoptable(output):
+        elif self._adoption() is not None:
             notes.append(
                 f"{output} was made by IndexTTS2's own preprocessing: a run keeps those of its rows that are sound; "
                 "here all of them count as new"
             )
+        else:
+            refuse_foreign(output)
         work = plan_folder(
             rows, self.encoder, self._options(limits), log=log, planned_before=(), next_position=log.next_position
         )

@@ -49,6 +49,12 @@ def look(reader: Reader, limit: int) -> SpeechInspectReport:
     notes = []
     if _is_behind(reader, manifests, stats):
         notes.append("the manifests are not those of the log: run the command again, or `woodshed verify --repair`")
+    num_kept = main["total"] + sum(main["failed"].values()) + sum(main["skipped"].values()) - account.num_rows
+    if num_kept > 0:
+        notes.append(
+            f"at least {num_kept} rows of the manifests are of earlier runs: the source has them no longer, or they "
+            "fail there now"
+        )
     if sum(main["failed"].values()):
         notes.append("failures.jsonl names each failed row and why; --retry-failed tries them again")
     return SpeechInspectReport(

@@ -251,11 +251,22 @@ class _Reading:
         self._admit_new(new)
 
     def _admit_new(self, new: Sequence[tuple[Item, str]]) -> None:
-        account, room = self._account, len(new)
-        if self._options.limit_items is not None:
-            room = max(0, min(room, self._options.limit_items - len(account.new)))
-            account.num_pending += len(new) - room
-        new = new[:room]
+        # Rows that cannot be read take none of the room: a limit that they use up would never let the others in.
+        while new and (room := self._room()):
+            self._admit_some(new[:room])
+            if self._stopped():
+                return
+            new = new[room:]
+        self._account.num_pending += len(new)
+
+    def _room(self) -> int:
+        """How many more items a limit lets in. What an interrupted run had planned counts: it is made by this one."""
+        if self._options.limit_items is None:
+            return PROBE_ROWS
+        return max(0, self._options.limit_items - len(self._account.new) - len(self._account.resumed))
+
+    def _admit_some(self, new: Sequence[tuple[Item, str]]) -> None:
+        account = self._account
         announced = [_announced(item, self._encoder) for item, _ in new]
         unknown = [item for (item, _), known in zip(new, announced, strict=True) if known is None]
         probed = iter(self._probe(unknown, stopped=self._stopped))

@@ -301,6 +301,12 @@ def _summary(work: Work, store: Store, engine: Engine, stopped_by: str | None, e
             f"{len(account.gone)} items were encoded before and their source cannot be read now, such as "
             f"{account.gone[0]}; what was encoded is kept"
         )
+    num_kept = totals.num_done - done
+    if num_kept > 0 and stopped_by is None:
+        notes.append(
+            f"{num_kept} items of earlier runs are no longer in the source, or fail there now; what was made of them "
+            "stays in the folder"
+        )
     if engine.num_splits:
         notes.append(f"memory ran out {engine.num_splits} times; batches were split, nothing was lost")
     return Summary(
