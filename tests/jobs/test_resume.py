@@ -77,7 +77,7 @@ def test_a_few_kills(tmp_path: Path) -> None:
     *_, planning = killed(
         order(tmp_path / "files", [*flags, "--layout", "stable_audio"], kills=3),
         order(tmp_path / "shards", [*flags, "--layout", "shards"], kills=3),
-        order(tmp_path / "planning", flags, kills=3, in_planning=True),
+        order(tmp_path / "planning", flags, kills=5, in_planning=True),
     )
     assert planning["phases"].get("starting", 0) + planning["phases"].get("planning", 0) >= 1
 

@@ -326,7 +326,7 @@ def test_references_longer_than_allowed_are_made_anew(models: Path, original: Or
     summary = run(models, data, folder, reference_seconds=2.0)
     assert_account(summary, adopted=1, new=1)
     assert reasons(summary) == {"longer_than_reference": 1}
-    kept = run(models, data, tmp_path / "compat", reference_seconds=2.0, compat=True, text_compat=False)
+    kept = run(models, data, tmp_path / "compat", compat=True, text_compat=False)
     assert_account(kept, adopted=2, new=0)
 
 

@@ -193,7 +193,7 @@ def test_rows_that_left_the_source_stay_and_are_told(models: Path, tmp_path: Pat
     assert len(rows(tmp_path / "out")) == 3
     assert any("2 items of earlier runs are no longer in the source, or fail there" in note for note in summary.notes)
     report = inspect.run(InspectSettings(folder=tmp_path / "out"))
-    assert any("at least 2 rows of the manifests are of earlier runs" in note for note in report.notes)
+    assert any("2 rows of the manifests are of earlier runs" in note for note in report.notes)
 
 
 def test_a_manifest_that_is_no_file_is_named(models: Path, tmp_path: Path) -> None:
@@ -623,3 +623,21 @@ def test_the_account_adds_up(models: Path, tmp_path: Path) -> None:
     kinds = {failure["kind"] for failure in told}
     assert {"bad_row", "duplicate", "silent", "missing"} <= kinds
     assert json.loads((tmp_path / "out" / "stats.json").read_text())["failed"] == dict(summary.failure_kinds)
+
+
+def test_the_account_in_stats_adds_up_when_the_source_changes(tmp_path: Path, models: Path) -> None:
+    manifest = data_set(tmp_path / "data", (0.6, 0.7, 0.8, 0.9))
+    lines = manifest.read_text().splitlines()
+    run(models, manifest, tmp_path / "out", max_samples=3)
+    assert (stats(tmp_path / "out")["pending"], stats(tmp_path / "out")["no_longer_in_source"]) == (1, 0)
+    manifest.write_text("\n".join([lines[0], lines[1].replace("audio", "adio"), "{"]) + "\n")
+    run(models, manifest, tmp_path / "out")
+    told = stats(tmp_path / "out")
+    assert told["no_longer_in_source"] == 2
+    lost = sum(told["failed"].values()) + sum(told["skipped"].values())
+    assert told["total"] + lost + told["pending"] == told["rows_in_source"] + told["no_longer_in_source"]
+
+
+def test_compat_has_no_use_for_a_length_of_the_reference(tmp_path: Path, models: Path) -> None:
+    with pytest.raises(UsageError, match="--reference-seconds has no say"):
+        run(models, data_set(tmp_path / "data", (0.6,)), tmp_path / "out", compat=True, reference_seconds=5.0)

@@ -77,7 +77,8 @@ class PyavReader:
             )
         except self._ffmpeg_error as error:
             raise AudioError(
-                f"{shown(self._path)} looks like {container}, but is damaged, cut off or of an unknown kind ({error})",
+                f"{shown(self._path)} looks like {container}, but is damaged, cut off or of an unknown kind "
+                f"({_said(error)})",
                 kind="damaged",
                 hint="copy or fetch the file again",
             ) from error
@@ -111,7 +112,7 @@ class PyavReader:
         except self._ffmpeg_error as error:
             raise AudioError(
                 f"{shown(self._path)} is damaged or cut off: "
-                f"decoding stopped after {self._num_read:,} samples ({error})",
+                f"decoding stopped after {self._num_read:,} samples ({_said(error)})",
                 kind="damaged",
                 hint="copy or fetch the file again",
             ) from error
@@ -164,3 +165,8 @@ def _samples(frame: Any, num_channels: int) -> Float32[np.ndarray, "time channel
     if name == "u8":
         samples = samples.astype(np.float32) - 128
     return (samples.astype(np.float32) * np.float32(1 / FULL_SCALE[name])).astype(np.float32, copy=False)
+
+
+def _said(error: Exception) -> str:
+    """What FFmpeg says, without the number of the open file that its messages end in: it differs from run to run."""
+    return str(getattr(error, "strerror", None) or error)

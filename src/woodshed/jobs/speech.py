@@ -190,7 +190,7 @@ class _Dataset:
             derive = self._deriving(store, told)
             if work.account.is_complete and not len(store.log):
                 # So that a new folder tells the size of its source, should the run end before its first manifests.
-                derive(work.account, ())
+                derive(work.account, (), 0)
             summary = run_plan(
                 work,
                 self.encoder,
@@ -313,12 +313,14 @@ class _Dataset:
 
     def _deriving(
         self, store: Store, told: dict[str, Mapping[str, Json]]
-    ) -> Callable[[Account, Sequence[Failure]], None]:
+    ) -> Callable[[Account, Sequence[Failure], int], None]:
         manifests = manifests_of(self.settings, self.encoder)
 
-        def derive(account: Account, failures: Sequence[Failure]) -> None:
+        def derive(account: Account, failures: Sequence[Failure], num_new: int) -> None:
             all_failed = [*account.failures, *failures]
-            told.update(manifests.write(store, all_failed, account.skipped, num_rows=account.num_rows))
+            num_kept = store.totals.num_done - account.num_done - num_new
+            stats = manifests.write(store, all_failed, account.skipped, num_rows=account.num_rows, num_kept=num_kept)
+            told.update(stats)
 
         return derive
 

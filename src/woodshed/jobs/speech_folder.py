@@ -38,6 +38,8 @@ class SourceAccount:
     failures: tuple[Failure, ...]
     skipped: tuple[Failure, ...]
     num_rows: int
+    num_kept: int
+    """Done rows that the source has no longer."""
 
 
 class Rederived:
@@ -147,10 +149,12 @@ def source_account(reader: Reader) -> SourceAccount:
             own = Failure(id=item_id, kind=entry.kind, reason=entry.reason)
             (skipped if entry.status == "skipped" else failures).append(own)
     num_rows = stats["rows_in_source"] if stats is not None and isinstance(stats.get("rows_in_source"), int) else None
+    num_kept = None if stats is None else stats.get("no_longer_in_source")
     return SourceAccount(
         failures=tuple(failures),
         skipped=tuple(skipped),
         num_rows=len(reader.log) if num_rows is None else num_rows,
+        num_kept=num_kept if isinstance(num_kept, int) else 0,
     )
 
 

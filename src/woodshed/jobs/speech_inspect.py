@@ -44,15 +44,20 @@ def look(reader: Reader, limit: int) -> SpeechInspectReport:
     made = read_settings(reader.folder, SpeechSettings)
     manifests, account = manifests_of_folder(reader, made), source_account(reader)
     # From the log and not from the files: those may be older, and are for `woodshed verify` to judge.
-    stats = manifests.write(Rederived(reader.log), account.failures, account.skipped, num_rows=account.num_rows)
+    stats = manifests.write(
+        Rederived(reader.log),
+        account.failures,
+        account.skipped,
+        num_rows=account.num_rows,
+        num_kept=account.num_kept,
+    )
     main, rows = stats[manifests.releases[0]], _Rows.of(reader, manifests, limit)
     notes = []
     if _is_behind(reader, manifests, stats):
         notes.append("the manifests are not those of the log: run the command again, or `woodshed verify --repair`")
-    num_kept = main["total"] + sum(main["failed"].values()) + sum(main["skipped"].values()) - account.num_rows
-    if num_kept > 0:
+    if account.num_kept > 0:
         notes.append(
-            f"at least {num_kept} rows of the manifests are of earlier runs: the source has them no longer, or they "
+            f"{account.num_kept} rows of the manifests are of earlier runs: the source has them no longer, or they "
             "fail there now"
         )
     if sum(main["failed"].values()):

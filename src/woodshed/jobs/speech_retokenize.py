@@ -133,8 +133,16 @@ def run(settings: SpeechRetokenizeSettings, *, observer: Observer) -> Retokenize
         is_written=is_written,
         dry_run=settings.dry_run,
         elapsed_s=time.monotonic() - started,
-        notes=tuple(task.notes(tally)),
+        notes=(*task.notes(tally), *(_stale_pairs(settings.folder) if is_written else ())),
     )
+
+
+def _stale_pairs(folder: Path) -> list[str]:
+    """What is to be done about pairs that were made of the old text ids: trainers trust the lengths in them."""
+    stale = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*_pairs_*.jsonl"))
+    if not stale:
+        return []
+    return [f"{', '.join(stale)} name the lengths of the old text ids: make them again with `woodshed speech pairs`"]
 
 
 def _reader(folder: Path, log: CommitLog | None) -> Reader:
@@ -231,7 +239,13 @@ class _Task:
             observer.message("writing the manifests")
             again = {failure.id for failure in tally.failures}
             failures = [one for one in account.failures if one.id not in tally.back and one.id not in again]
-            self._manifests().write(revision, [*failures, *tally.failures], account.skipped, num_rows=account.num_rows)
+            self._manifests().write(
+                revision,
+                [*failures, *tally.failures],
+                account.skipped,
+                num_rows=account.num_rows,
+                num_kept=account.num_kept,
+            )
             is_changed = not revision.is_empty
         return tally, is_changed
 

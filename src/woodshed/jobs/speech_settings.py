@@ -220,6 +220,11 @@ class SpeechSettings(Settings):
                 f"--audio-sr {self.audio_sr}: the models hear {RATE_HZ} Hz and nothing else",
                 hint=f"leave it out; with --compat it sets the original's first resampling ({ORIGINAL_FIRST_RATE_HZ})",
             )
+        if self.compat and self.reference_seconds != REFERENCE_S:
+            raise UsageError(
+                "--compat takes condition and emotion from the whole clip, so --reference-seconds has no say",
+                hint="leave one of the two out",
+            )
         if self.semantic == "whisper":
             if self.target != "2.0":
                 raise UsageError(

@@ -105,7 +105,7 @@ def derive(store: Store, reader: Reader) -> None:
     )
     account = source_account(now)
     manifests = manifests_of_folder(now, read_settings(reader.folder, SpeechSettings))
-    manifests.write(store, account.failures, account.skipped, num_rows=account.num_rows)
+    manifests.write(store, account.failures, account.skipped, num_rows=account.num_rows, num_kept=account.num_kept)
 
 
 def array_problems(arrays: Arrays, reader: Reader, facts: Mapping[str, Json]) -> Iterator[str]:
@@ -141,7 +141,7 @@ def check_derived(reader: Reader, made: SpeechSettings, findings: Findings) -> N
     """Derive the folder's manifests and accounts again and compare."""
     manifests, account = manifests_of_folder(reader, made), source_account(reader)
     fresh = Rederived(reader.log)
-    manifests.write(fresh, account.failures, account.skipped, num_rows=account.num_rows)
+    manifests.write(fresh, account.failures, account.skipped, num_rows=account.num_rows, num_kept=account.num_kept)
     for path, digest in fresh.digests.items():
         if _digest(reader.folder / path) == digest:
             continue

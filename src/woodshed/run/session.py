@@ -228,13 +228,14 @@ def run_plan(
     observer: Observer,
     stopped: StopSignals,
     annotate: Annotate | None = None,
-    derive: Callable[[Account, Sequence[Failure]], None] | None = None,
+    derive: Callable[[Account, Sequence[Failure], int], None] | None = None,
     pool: Pool | None = None,
 ) -> Summary:
     """Write the plan down, work it off, and account for every row.
 
     Args:
-        derive: writes files that are derived from the log, given the account and the failures of this run so far.
+        derive: writes files that are derived from the log, given the account, and this run's failures and number of
+            items done so far.
         pool: worker processes that compute; without them this process does.
     """
     started = time.monotonic()
@@ -247,7 +248,7 @@ def run_plan(
         progress=_progress(work, store),
         stopped=stopped,
         annotate=annotate,
-        derive=None if derive is None else lambda: derive(account, engine.failures),
+        derive=None if derive is None else lambda: derive(account, engine.failures, engine.num_done),
         pool=pool,
     )
     if not account.is_complete:

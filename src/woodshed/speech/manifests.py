@@ -87,7 +87,13 @@ class Manifests:
     """What else `stats.json` should say of how the folder was made."""
 
     def write(
-        self, store: Target, failures: Sequence[Failure], skipped: Sequence[Failure], *, num_rows: int
+        self,
+        store: Target,
+        failures: Sequence[Failure],
+        skipped: Sequence[Failure],
+        *,
+        num_rows: int,
+        num_kept: int,
     ) -> dict[str, Json]:
         """Write all of them into the store's folder (or hand them to `store`); gives the content of `stats.json`, by
         release.
@@ -95,6 +101,7 @@ class Manifests:
         Args:
             failures, skipped: rows of the source that gave nothing.
             num_rows: rows of the source, done or not.
+            num_kept: done rows that are not among those: their row has left the source, or has become unusable.
 
         Raises:
             StoreError: the disk refuses.
@@ -116,7 +123,7 @@ class Manifests:
         store.render(FAILURES, b"".join(map(_failure_line, sorted([*failures, *skipped], key=_place))))
         made = {}
         for release, own in statistics.items():
-            stats = made[release] = self._stats(release, own, failures, skipped, num_rows)
+            stats = made[release] = self._stats(release, own, failures, skipped, num_rows, num_kept)
             content = json.dumps(stats, indent=2, ensure_ascii=False)
             store.render(f"{self.root(release)}{STATS}", content.encode("utf-8", "replace") + b"\n")
         return made
@@ -170,11 +177,13 @@ class Manifests:
         failures: Sequence[Failure],
         skipped: Sequence[Failure],
         num_rows: int,
+        num_kept: int,
     ) -> dict[str, Json]:
+        total = own.num_train + own.num_val
         provenance = self.provenance[release]
         absent = [name.removesuffix(OF_25) for name in self.absent if name.endswith(OF_25) == (release == "2.5")]
         return {
-            "total": own.num_train + own.num_val,
+            "total": total,
             "train": own.num_train,
             "val": own.num_val,
             "tokenizer": provenance.tokenizer,
@@ -182,6 +191,8 @@ class Manifests:
             "target": release,
             "codes_per_second": self.rate_hz if release == "2.0" or len(self.releases) == 1 else self.rate_hz / 2,
             "rows_in_source": num_rows,
+            "pending": num_rows - (total - num_kept) - len(failures) - len(skipped),
+            "no_longer_in_source": num_kept,
             "failed": _by_kind(failures),
             "skipped": _by_kind(skipped),
             **own.to_json(),
