@@ -492,3 +492,17 @@ def test_sources_that_change_under_the_run(tmp_path: Path) -> None:
         for name, own in (("out", entry), ("fresh", fresh))
     )
     np.testing.assert_allclose(one, other, atol=1e-5, err_msg="what is stored is not what lies there now")
+
+
+def test_commands_that_need_no_extra_load_without_one() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('sentencepiece', 'tiktoken', 'wetext', 'huggingface_hub', 'transformers', 'av'):\n"
+        "    sys.modules[name] = None\n"
+        "from importlib import import_module\n"
+        "for job in ('encode', 'decode', 'inspect', 'verify', 'demo', 'speech'):\n"
+        "    import_module(f'woodshed.jobs.{job}')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -207,44 +207,57 @@ class Pool:
         waiting, deaths = deque(leases), dict.fromkeys((lease.unit.number for lease in leases), 0)
         while not stopped():
             self._hand_out(waiting)
-            busy = [worker for worker in self._workers.values() if worker.lease is not None]
-            if not busy and not waiting:
+            if not waiting and all(worker.lease is None for worker in self._workers.values()):
                 return
+            busy = [worker for worker in self._workers.values() if worker.lease is not None or not worker.is_ready]
             heard = wait([worker.connection for worker in busy], timeout=0.2)
             for number in [n for n, worker in self._workers.items() if worker.connection in heard]:
-                worker = self._workers[number]
-                assert worker.lease is not None
-                unit, told = worker.lease.unit, worker.receive()
-                if told is None:
-                    yield from self._bury(number, waiting, deaths)
-                elif isinstance(told, Ready):
-                    worker.is_ready = True
-                elif isinstance(told, Fault):
-                    raise told.error
-                elif isinstance(told, Ended):
-                    worker.lease = None
-                    yield unit, Split(told.num_splits)
-                else:
-                    if isinstance(told, Finished | Broken):
-                        worker.open_seats.discard(told.seat)
-                    yield unit, told
+                yield from self._listen(number, waiting, deaths)
         self.close()  # what is under way is given up: a stopped run commits what is finished, at once
 
-    def _hand_out(self, waiting: deque[Lease]) -> None:
-        for number in range(self._num_workers):
-            if not waiting:
+    def _listen(
+        self, number: int, waiting: deque[Lease], deaths: dict[int, int]
+    ) -> Iterator[tuple[Unit, Event | Lost | Split]]:
+        """Take one message of a worker."""
+        worker = self._workers[number]
+        told = worker.receive()
+        if told is None:
+            yield from self._bury(number, waiting, deaths)
+        elif isinstance(told, Ready):
+            worker.is_ready = True
+        elif isinstance(told, Fault):
+            raise told.error
+        else:
+            assert worker.lease is not None, "only a lease has anything to tell"
+            unit = worker.lease.unit
+            if isinstance(told, Ended):
+                worker.lease = None
+                yield unit, Split(told.num_splits)
                 return
-            if number not in self._workers:
-                options = WorkerOptions(
-                    number=number,
-                    compute_threads=self._compute_threads,
-                    decode_threads=self._decode_threads,
-                    max_waiting_bytes=self._max_waiting_bytes,
-                    stall_s=self._stall_s,
-                )
-                self._workers[number] = _Worker(self._make_encoder, options)
-            if self._workers[number].lease is None:
-                self._workers[number].take(waiting.popleft())
+            if isinstance(told, Finished | Broken):
+                worker.open_seats.discard(told.seat)
+            yield unit, told
+
+    def _hand_out(self, waiting: deque[Lease]) -> None:
+        # Not before a worker is ready: a lease may be larger than the pipe, and nobody would read it while models load.
+        for worker in self._workers.values():
+            if waiting and worker.is_ready and worker.lease is None:
+                worker.take(waiting.popleft())
+        num_loading = sum(not worker.is_ready for worker in self._workers.values())
+        for number in range(self._num_workers):
+            if number not in self._workers and num_loading < len(waiting):
+                self._workers[number] = self._start(number)
+                num_loading += 1
+
+    def _start(self, number: int) -> _Worker:
+        options = WorkerOptions(
+            number=number,
+            compute_threads=self._compute_threads,
+            decode_threads=self._decode_threads,
+            max_waiting_bytes=self._max_waiting_bytes,
+            stall_s=self._stall_s,
+        )
+        return _Worker(self._make_encoder, options)
 
     def _bury(self, number: int, waiting: deque[Lease], deaths: dict[int, int]) -> Iterator[tuple[Unit, Broken | Lost]]:
         worker = self._workers.pop(number)

@@ -6,8 +6,9 @@
     .preprocessing_progress.txt                ids that are done, for tools that look there
 
 They are written whole and atomically, again and again while a run lasts, and can be written again at any time without a
-model. Rows stand in the order of the source. A folder for both releases of IndexTTS2 has manifests below `2.0/` and
-`2.5/`, so that each is a data set of its own for its trainer.
+model. Rows stand in the order in which they were planned: that of the source, and what came later behind it. A folder
+for both releases of IndexTTS2 has manifests below `2.0/` and `2.5/`, so that each is a data set of its own for its
+trainer.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ class Manifests:
 
 
 def done_records(log: CommitLog) -> Iterator[RecordEntry]:
-    """The record of every item that is done, in the order of the source."""
+    """The record of every item that is done, in the order of the plans."""
     for item_id in log.in_order():
         entry = log.entry(item_id)
         if entry is not None and entry.status == "done":

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 from jaxtyping import Int32
 
 from woodshed.encoders.speech.text.languages import base_language
@@ -114,6 +113,9 @@ class TiktokenText:
                 f"there is no vocabulary at {path}",
                 hint="name IndexTTS 2.5's multilingual_zh_ja_yue_char_del.tiktoken",
             )
+        # Here, as commands that only look at folders import this module: the package comes with an extra.
+        import tiktoken
+
         content = path.read_bytes()
         ranks = _ranks(content, path)
         self.digest = f"sha256:{hashlib.sha256(content).hexdigest()}"

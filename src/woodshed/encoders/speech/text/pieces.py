@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from jaxtyping import Int32
 
 from woodshed.errors import ModelError, UsageError
@@ -57,6 +56,9 @@ class Pieces:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise UsageError(f"there is no tokenizer at {path}", hint="name a SentencePiece file, such as bpe.model")
+        # Here, as commands that only look at folders import this module: the package comes with an extra.
+        import sentencepiece
+
         content = path.read_bytes()
         self.digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         self._model = sentencepiece.SentencePieceProcessor()
