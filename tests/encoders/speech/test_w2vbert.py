@@ -40,8 +40,8 @@ def tensor_file(tensors: Mapping[str, Tensor], path: str = "some.safetensors") -
 
 
 @cache
-def tiny(blocks: Blocks | None = None, *, layer: int = 17) -> W2VBert:
-    return W2VBert.from_tensors(open_tensors(TINY), layer=layer, config=tiny_config(), blocks=blocks)
+def tiny(blocks: Blocks | None = None, *, layer: int = 17, dtype: torch.dtype = torch.float32) -> W2VBert:
+    return W2VBert.from_tensors(open_tensors(TINY), layer=layer, config=tiny_config(), blocks=blocks, dtype=dtype)
 
 
 @cache
@@ -129,11 +129,14 @@ def test_a_clip_does_not_depend_on_its_batch(
     batch = torch.full((len(clips), max(map(len, clips)) + spare, 160), garbage)
     for row, clip in zip(batch, clips, strict=True):
         row[: len(clip)] = clip
-    hidden = run(tiny(blocks), batch, valid)
-    assert hidden.shape == (*batch.shape[:2], 16)
-    assert hidden.isfinite().all()
-    for row, clip, count in zip(hidden, clips, valid, strict=True):
-        close(row[: len(clip)], run(tiny(), clip[None], [count])[0])
+    # In float64 nothing but a leak is left. In float32 products of another number of rows are rounded otherwise, and
+    # seventeen small random layers make up to 1.5e-5 of that in clips of two frames.
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 3e-5)):
+        hidden = run(tiny(blocks, dtype=dtype), batch, valid)
+        assert hidden.shape == (*batch.shape[:2], 16)
+        assert hidden.isfinite().all()
+        for row, clip, count in zip(hidden, clips, valid, strict=True):
+            close(row[: len(clip)], run(tiny(dtype=dtype), clip[None], [count])[0], atol=tolerance)
 
 
 def test_order_and_batch_size_change_nothing() -> None:
