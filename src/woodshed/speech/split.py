@@ -115,7 +115,9 @@ def text_key(row: Mapping[str, Json]) -> str | None:
     True
     """
     folded = unicodedata.normalize("NFKC", str(row.get("text") or "")).casefold()
-    return unicodedata.normalize("NFKC", folded).translate(_DELETIONS) or None
+    bare = unicodedata.normalize("NFKC", folded).translate(_DELETIONS)
+    # Once more: an accent may have found its letter when the space between them went.
+    return unicodedata.normalize("NFKC", bare) or None
 
 
 GROUP_KEYS: Mapping[str, Callable[[Mapping[str, Json]], str | None]] = {
