@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from woodshed.contracts import Failure, Json
+from woodshed.encoders.speech.published_values import RATE_HZ
 from woodshed.speech.split import Splitter
 from woodshed.speech.statistics import Statistics
 from woodshed.store.describe import ROW
@@ -169,7 +170,7 @@ class Manifests:
             row = self.row(record, release)
             drafts[release, is_val](json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
             own = {name: known.get(f"{name}{OF_25}", known[name]) for name in _OF_TOKENIZER if release == "2.5"}
-            statistics[release].add(row, known | own, audio_s=record.facts["num_samples"] / 16_000, is_val=is_val)
+            statistics[release].add(row, known | own, audio_s=record.facts["num_samples"] / RATE_HZ, is_val=is_val)
 
     def _stats(
         self,
