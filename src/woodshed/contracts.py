@@ -1,4 +1,4 @@
-"""The nouns (Item, Example, Record, RecordSpec) and the seams (Encoder, Layout) that all layers share.
+"""The nouns (Item, Example, Record, RecordSpec) and the seams (Encoder, Layout, Trainable) that all layers share.
 
 An *item* is one row of a source. An encoder cuts it into *examples* (windows of one shape, or the whole clip), turns
 batches of examples into arrays, and joins an item's arrays into one or more *records*. A layout says which files hold
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Json: TypeAlias = Any
 """What `json` can hold: None, bool, int, float, str, and lists and string-keyed dicts of those."""
@@ -223,6 +226,78 @@ class Layout(Protocol):
     def facts(self, record: Record, place: Place) -> Mapping[str, Json]:
         """Small facts that the log keeps beside the names of the files: enough to sort and sample records, and to
         write whatever the layout derives from the log, without opening a file. Pure."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """All that chance decides in one look at one example; the same draw serves all layers of a model."""
+
+    seed: int
+    """Of the noise: the same seed gives the same noise for the same shape, on every device."""
+    timestep: float | None = None
+    """How noisy the example is made, from 0 (data) to 1 (noise); None for a loss without noise."""
+    mirrored: bool = False
+    """The noise with its sign turned: the other half of an antithetic pair."""
+    drop_condition: bool = False
+    """Look at the example without its condition, as training for classifier-free guidance does now and then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Which member of a family a base model is."""
+
+    name: str
+    """Such as `base`, `sft`, `turbo`."""
+    fragile: str | None = None
+    """Why adapters can spoil this variant, in one sentence for its user; None where nothing is known against it."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A base model as analysis and fine-tuning need it, and no more. What an example is, is the model's own affair."""
+
+    @property
+    def variant(self) -> Variant: ...
+
+    @property
+    def condition_dropout(self) -> float:
+        """Share of training draws that drop the condition; 0 for a model without one."""
+        ...
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """The layers that may be adapted, by canonical name, in a fixed order."""
+        ...
+
+    def timestep(self, quantile: float) -> float | None:
+        """The model's own training distribution of timesteps, by its quantile function: evenly spread quantiles give
+        the timesteps that training draws. None for a loss without noise."""
+        ...
+
+    def example(self, item: Mapping[str, Any]) -> Any:
+        """What `loss` looks at, made of an item of `woodshed.open`, on the model's device."""
+        ...
+
+    def loss(self, example: Any, draw: Draw) -> Tensor:
+        """The training loss of one example under one draw: a scalar to call `backward` on."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A `Trainable` whose raw output can be looked at, for what depends on the network and not on the loss."""
+
+    def predict(self, example: Any, draw: Draw) -> Tensor:
+        """What the network says of one example under one draw, with its gradient path."""
+        ...
+
+
+@runtime_checkable
+class LossOfMany(Protocol):
+    """A `Trainable` that can look at several examples at once."""
+
+    def losses(self, examples: Sequence[Any], draws: Sequence[Draw]) -> Tensor:
+        """`loss` of each pair, in order: shape (pair,). No neighbour changes a loss."""
         ...
 
 

@@ -1,0 +1,1 @@
+"""Base models to analyse and to fine-tune: each a `Trainable` of `woodshed.contracts`."""

@@ -1,0 +1,1 @@
+"""ACE-Step: songs to what its diffusion transformer trains on."""
