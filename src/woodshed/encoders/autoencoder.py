@@ -88,6 +88,8 @@ class FrameOptions:
     dtype: Literal["float16", "float32", "float64"] = "float32"
     random_crop: bool = False
     polarity_flip: bool = False
+    longest_s: float | None = None
+    """For `whole`: what is encoded of a longer clip, its beginning; None encodes all of it."""
     tokens_last: bool = False
     """Token records as (frame, codebook), as the original writes them for some bottlenecks."""
     window_frames: int = 80
@@ -125,6 +127,8 @@ class FrameEncoder:
         own = asdict(self.options)
         for name in ("window_frames", "quantum_frames"):  # exact for any window: not part of the identity
             del own[name]
+        if own["longest_s"] is None:  # as in folders from before there was such a bound
+            del own["longest_s"]
         return {"model": dict(self.model.fingerprint), "preprocessing": {"version": PREPROCESSING_VERSION, **own}}
 
     def outline(self, item: Item) -> Outline:
@@ -194,6 +198,8 @@ class FrameEncoder:
             raise AudioError(f"{item.relpath} holds no samples", kind="empty")
         start, flip = 0, False
         if options.window == "whole":
+            if options.longest_s is not None:
+                length = min(length, max(1, round(options.longest_s * self.model.rate_hz)))
             total = num_frames(length, hop)
             records = 1
         else:
