@@ -5,9 +5,9 @@
     folder = save_upstream(parts, tmp_path)          # acestep-v15-base/, vae/, Qwen3-Embedding-0.6B/
     pipeline = parts.pipeline()                      # what inference runs, to compare with
 
-Widths are tiny (16 latents, unless 64 are asked for), everything else is as in the published model: 48 kHz stereo, 1,920
-samples per frame, patches of 2 frames, sliding and full attention in turn, a silence latent of 15,000 frames, a tokenizer
-that ends every text.
+Widths are tiny (16 latents, unless 64 are asked for), everything else is as in the published model: 48 kHz stereo,
+1,920 samples per frame, patches of 2 frames, sliding and full attention in turn, a silence latent of 15,000 frames, a
+tokenizer that ends every text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CORPUS = (
     "# Instruction\nFill the audio semantic mask based on the given conditions:\n\n# Caption\n",
     "# Metas\n- bpm: 120\n- timesignature: 4\n- keyscale: C major\n- duration: 30 seconds\n",
     "# Languages\nen\n\n# Lyric\n[Verse 1]\nThe rain in Spain stays mainly in the plain\n[Chorus]\n[Instrumental]\n",
-    "a warm lo-fi piano with soft drums and bass, upbeat rock with electric guitar, female vocals, techno, N/A, unknown",
+    "a warm lo-fi piano with soft drums and bass, upbeat rock with electric guitar, female vocals, techno, N/A",
 )
 
 
