@@ -17,7 +17,8 @@ from woodshed.errors import StoreError
 def collate(items: Sequence[Any]) -> Any:
     """Batch items of what `woodshed.open` gives: arrays are filled up with zeros to the longest, masks say where.
 
-    Dicts give a dict: the main array ("item row frame"), `mask` (bool, "item frame") and `info`, a list of dicts.
+    Dicts give a dict: the main array ("item row frame"), `mask` (bool, "item frame") and `info`, a list of dicts; of
+    songs also `condition` ("item token width") and `condition_mask`, where a network has to be told what is padding.
     With `as_stable_audio`, pairs give a pair: the arrays, and a tuple of infos whose masks have the batch's length.
     Rows of a `SpeechDataset` give a dict: ids and codes ("item length"), each with a mask beside it (`codes_mask`,
     bool), vectors and latents stacked, and `info`.
@@ -32,13 +33,25 @@ def collate(items: Sequence[Any]) -> Any:
         infos = [item["info"] for item in items]
         arrays = _stacked([item[main] for item in items], infos)
         mask = _stacked([item["mask"][None] for item in items], infos)[:, 0]
-        return {main: arrays, "mask": mask, "info": infos}
+        whole = [name for name in items[0] if name not in (main, "mask", "info")]
+        return {main: arrays, "mask": mask, **_whole(items, whole), "info": infos}
     arrays = _stacked([pair[0] for pair in items], [pair[1] for pair in items])
     num_frames = arrays.shape[-1]
     longer = [
         {**info, "padding_mask": WrappedMask([_lengthened(info["padding_mask"][0], num_frames)])} for _, info in items
     ]
     return arrays, tuple(longer)
+
+
+def _whole(items: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Tensor]:
+    """Arrays without frames, filled up along their first axis, each with its mask."""
+    batch: dict[str, Tensor] = {}
+    for name in names:
+        values = [item[name] for item in items]
+        lengths = torch.tensor([len(value) for value in values])
+        batch[name] = pad_sequence(values, batch_first=True)
+        batch[f"{name}_mask"] = torch.arange(batch[name].shape[1]) < lengths[:, None]
+    return batch
 
 
 def _collated_speech(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

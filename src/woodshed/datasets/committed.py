@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from woodshed.datasets.spans import Clock, Span, read_span
-from woodshed.datasets.stored import StoredItem, record_name
+from woodshed.datasets.stored import MASK_SUFFIX, StoredItem, record_name
 from woodshed.errors import StoreError
 from woodshed.store.reader import RecordEntry, open_reader
 
@@ -70,7 +72,14 @@ class CommittedFolder:
             rows=main.shape[0],
             read=lambda start, stop: torch.from_numpy(np.array(main[:, start:stop], dtype=dtype, order="C")),
             read_std=None if std is None else lambda start, stop: _float_frames(std, start, stop),
+            whole=self._of_tokens(arrays),
         )
+
+    def _of_tokens(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Callable[[], Shaped[Tensor, "..."]]]:
+        """What is handed out whole; padding that a mask beside an array tells of is not."""
+        stored = self._reader.spec["arrays"]
+        names = [name for name in arrays if stored[name]["axes"][0] == "token" and not name.endswith(MASK_SUFFIX)]
+        return {name: partial(_unpadded, arrays[name], arrays.get(name + MASK_SUFFIX)) for name in names}
 
     def silence(self) -> Shaped[Tensor, "row frame"] | None:
         return None
@@ -87,6 +96,10 @@ class CommittedFolder:
 
     def _frames_last(self, array: Shaped[np.ndarray, "a b"]) -> Shaped[np.ndarray, "row frame"]:
         return array.T if self._is_transposed else array
+
+
+def _unpadded(array: np.ndarray, mask: np.ndarray | None) -> Shaped[Tensor, "..."]:
+    return torch.from_numpy(np.array(array if mask is None else array[mask], order="C"))
 
 
 def _float_frames(array: Shaped[np.ndarray, "row stored"], start: int, stop: int) -> Shaped[Tensor, "row frame"]:

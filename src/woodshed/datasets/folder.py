@@ -21,6 +21,7 @@ from woodshed.datasets.committed import CommittedFolder
 from woodshed.datasets.crops import Crop, handed_out_frames, plan_crop
 from woodshed.datasets.noise import normal_frames
 from woodshed.datasets.npy_tree import NpyTree
+from woodshed.datasets.side_step import SideStepFolder, is_side_step_folder
 from woodshed.datasets.spans import Clock, cropped_times, cropped_timestamps
 from woodshed.datasets.speech import SpeechDataset, Split, is_speech_folder, open_speech
 from woodshed.datasets.stable_audio import sat_item
@@ -86,13 +87,14 @@ def open(
     hop_samples: int | None = None,
     split: Split | None = None,
 ) -> LatentDataset | SpeechDataset:
-    """Open an output folder of Woodshed, stable-audio-tools or stable-audio-3 as a data set. Loads no array.
+    """Open an output folder of Woodshed, stable-audio-tools, stable-audio-3 or Side-Step as a data set.
 
     A folder of `woodshed speech` gives a `SpeechDataset`, and takes `min_seconds`, `max_seconds` and `split`; any other
     a `LatentDataset`, and takes all but `split`.
 
     Args:
-        folder: a Woodshed folder of any layout, or any tree of `.npy` + `.json` pairs (`filelist.txt` is honoured).
+        folder: a Woodshed folder of any layout, any tree of `.npy` + `.json` pairs (`filelist.txt` is honoured), or the
+            `.pt` files that Side-Step's preprocessing writes.
         crop_frames: frames that every item has (at most, with `pad=False`); `None` hands out whole windows.
         random_crop: start anywhere among the valid frames, drawn anew each epoch; else at the window's start.
         pad: hand out the padding too, that a window is stored with or that `crop_frames` asks for (the folder's
@@ -154,6 +156,7 @@ class LatentDataset(Dataset[Any]):
 
     - `latents` (float32, "latent frame"), `tokens` (int64, "codebook frame") or `features`, as `kind` says;
     - `mask` (bool, "frame"): True where a frame stands for sound;
+    - of songs: `condition` (float32, "token width"), whole, whatever the crop, and without padding;
     - `info`: what is stored about the window, brought up to date with the crop: `start_s` (exact) and
       `seconds_start` (its floor) in the source file, `duration_s` of sound in the crop, `padding_mask` (the mask
       again), `latent_crop_start`, `latent_crop_length`, `latent_filename`; as stored: `seconds_total` of the whole
@@ -200,6 +203,7 @@ class LatentDataset(Dataset[Any]):
         handed_out = {
             self.kind: self._filled(self._frames(item, crop), crop),
             "mask": mask,
+            **{name: read() for name, read in item.whole.items()},
             "info": _info(item, crop, mask),
         }
         return sat_item(handed_out) if self.view.as_stable_audio else handed_out
@@ -289,6 +293,8 @@ def _open_stored(folder: Path, token_axes: TokenAxes | None, hop_samples: int | 
         raise StoreError(f"{folder} is not a folder", hint="give the output folder of a finished run")
     if (folder / ".woodshed" / "run.json").is_file():
         return CommittedFolder(folder)
+    if is_side_step_folder(folder):
+        return SideStepFolder(folder)
     return NpyTree(folder, token_axes=token_axes, hop_samples=hop_samples)
 
 

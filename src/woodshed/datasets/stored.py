@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float32, Shaped
@@ -12,6 +12,8 @@ from torch import Tensor
 from woodshed.contracts import Json
 from woodshed.datasets.spans import Clock, Span
 
+MASK_SUFFIX = "_mask"
+"""Ends the name of the mask of an array of tokens: False where it is padding."""
 TokenAxes = Literal["codebook frame", "frame codebook"]
 
 
@@ -31,6 +33,8 @@ class StoredItem:
     """Main array, frames `[start, stop)`: float32, or int64 for tokens."""
     read_std: Callable[[int, int], Float32[Tensor, "row frame"]] | None = None
     """Standard deviation beside a stored mean; `None` where no moments are stored."""
+    whole: Mapping[str, Callable[[], Shaped[Tensor, "..."]]] = field(default_factory=dict)
+    """Arrays of tokens, not frames, that belong to all of the window, such as the condition of a song."""
 
 
 @runtime_checkable

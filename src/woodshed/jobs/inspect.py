@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from woodshed.datasets.folder import open as open_dataset
+from woodshed.datasets.side_step import is_side_step_folder
 from woodshed.jobs import speech_inspect
 from woodshed.jobs.folder import made_by
 from woodshed.jobs.report import ArrayFacts, InspectReport, RecordFacts, SpeechInspectReport
@@ -14,7 +15,7 @@ from woodshed.store.reader import Reader, open_reader
 
 
 def run(settings: InspectSettings) -> InspectReport | SpeechInspectReport:
-    """Look at a folder of ours, or at a tree of stable-audio-tools or stable-audio-3.
+    """Look at a folder of ours, or at one of stable-audio-tools, stable-audio-3 or Side-Step.
 
     Raises:
         StoreError: there is nothing that can be read.
@@ -102,7 +103,7 @@ def _inspect_foreign(folder: Path, limit: int) -> InspectReport:
     array = ArrayFacts(name=dataset.kind, axes=("row", "frame"), dtype="as stored", shapes=_shapes(rows, frames))
     return InspectReport(
         folder=str(folder),
-        layout="foreign .npy tree",
+        layout="Side-Step's .pt files" if is_side_step_folder(folder) else "foreign .npy tree",
         model="unknown",
         rate_hz=clock.rate_hz or 0,
         hop_samples=clock.hop_samples or 0,

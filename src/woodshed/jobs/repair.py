@@ -23,6 +23,7 @@ from woodshed.store.entries import SourceFacts
 from woodshed.store.indextts import IndexTTS
 from woodshed.store.reader import Reader, Totals
 from woodshed.store.shards import Shards
+from woodshed.store.sidestep import SideStep
 from woodshed.store.stable_audio import StableAudio
 from woodshed.store.store import Store
 
@@ -37,6 +38,7 @@ def open_store(reader: Reader) -> Store:
     layouts: Mapping[str, Layout] = {
         IndexTTS.name: IndexTTS(spec=spec),
         Shards.name: Shards(spec=spec),
+        SideStep.name: SideStep(spec=spec),
         StableAudio.name: StableAudio(spec=spec, window_samples=reader.fingerprint.get("window_samples")),
     }
     return Store.open(reader.folder, layout=layouts[reader.layout], fingerprint=None, spec=spec)

@@ -35,11 +35,15 @@ def safe_name(text: str) -> str:
             parts.append(f"%{byte:02x}")
         else:
             parts.append(chr(byte))
-    name = "".join(parts) or "%"
-    if len(name) <= LONGEST_NAME_BYTES:
+    return shortened("".join(parts) or "%", raw, LONGEST_NAME_BYTES)
+
+
+def shortened(name: str, raw: bytes, longest: int) -> str:
+    """An escaped name of at most `longest` bytes: what is too long is cut and ends in `%%` and a hash of `raw`."""
+    if len(name) <= longest:
         return name
     tail = "%%" + hashlib.blake2b(raw, digest_size=_HASH_DIGITS // 2).hexdigest()
-    return name[: LONGEST_NAME_BYTES - len(tail)] + tail
+    return name[: longest - len(tail)] + tail
 
 
 def checked_relpath(path: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from woodshed.contracts import Failure, Json
 from woodshed.errors import StoreError
-from woodshed.store import indextts, shards, stable_audio
+from woodshed.store import indextts, shards, sidestep, stable_audio
 from woodshed.store.describe import ROW
 from woodshed.store.entries import Entry, FullEntry, RecordEntry, Totals
 from woodshed.store.folder import read_run
@@ -28,7 +28,7 @@ class Reader:
     def __init__(self, folder: Path, run: Mapping[str, Json], log: CommitLog) -> None:
         self.folder = folder
         self.layout: str = run["layout"]
-        """`stable_audio`, `shards` or `indextts`."""
+        """`stable_audio`, `shards`, `indextts` or `sidestep`."""
         self.fingerprint: Mapping[str, Json] = run["fingerprint"]
         self.spec: Mapping[str, Json] = run["spec"]
         """The `RecordSpec` as a dict: `kind`, `main`, `arrays` (name -> axes, dtype, bytes_per_frame), `rate_hz`,
@@ -71,6 +71,8 @@ class Reader:
                 return shards.read_arrays(self.folder, record)
             if self.layout == indextts.IndexTTS.name:
                 return indextts.read_arrays(self.folder, record, self.spec["arrays"])
+            if self.layout == sidestep.SideStep.name:
+                return sidestep.read_arrays(self.folder, record, self.spec["arrays"], main=self.spec["main"])
             return stable_audio.read_arrays(self.folder, record, main=self.spec["main"])
         except (OSError, ValueError) as error:
             raise self._unreadable(record, error) from error
@@ -86,6 +88,8 @@ class Reader:
                 return shards.read_meta(self.folder, record)
             if self.layout == indextts.IndexTTS.name:
                 return {**record.facts, **record.facts[ROW], "id": record.id}
+            if self.layout == sidestep.SideStep.name:
+                return sidestep.read_meta(self.folder, record)
             return stable_audio.read_meta(self.folder, record)
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(record, error) from error
