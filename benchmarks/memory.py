@@ -1,6 +1,9 @@
 """Whether an hour takes more memory than a minute: peak of `woodshed encode` on one FLAC file of each length.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --models songs songs-lufs --minutes 2 20
+
+`songs` is `woodshed songs` with a tiny ACE-Step of the true classes; `songs-lufs` measures loudness first.
 
 44.1 kHz stereo, each run in a process of its own. The joints are those of the product: decode and resample in blocks,
 encode in windows, hand each record on as soon as it is complete.
@@ -31,6 +34,7 @@ MODELS = {
     "woodshed-tiny": {"pretrained_name": "woodshed-tiny"},
     "tiny_tanh": {"model_config_path": f"{GOLDEN}.json", "ckpt_path": f"{GOLDEN}.ckpt"},
 }
+SONGS = {"songs": {}, "songs-lufs": {"normalize": "lufs", "estimate": "all"}}
 
 
 def make_file(path: Path, minutes: int) -> None:
@@ -45,7 +49,11 @@ def encode_here(model: str, source: Path, output: Path) -> dict[str, float]:
     import woodshed
 
     imported_mib, started_s = peak_mib(), cpu_s()
-    summary = woodshed.encode(source, output, device="cpu", **MODELS[model])
+    if model in SONGS:
+        checkpoint = str(source.parent / "checkpoint")
+        summary = woodshed.prepare_songs(source, output, checkpoint_dir=checkpoint, device="cpu", **SONGS[model])
+    else:
+        summary = woodshed.encode(source, output, device="cpu", **MODELS[model])
     return {
         "imported_mib": imported_mib,
         "peak_mib": peak_mib(),
@@ -57,7 +65,7 @@ def encode_here(model: str, source: Path, output: Path) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, nargs="+", default=[1, 60])
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
+    parser.add_argument("--models", nargs="+", choices=sorted({**MODELS, **SONGS}), default=sorted(MODELS))
     parser.add_argument("--save", type=Path, help="write the table into this file as well")
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -69,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines.append("| --- | --- | --- | --- | --- | --- |")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
+        if SONGS.keys() & set(arguments.models):
+            from tests.encoders.acestep.tiny_acestep import build_acestep, save_diffusers
+
+            save_diffusers(build_acestep(num_latents=8), Path(temporary) / "checkpoint")
         for minutes in arguments.minutes:
             source = Path(temporary) / f"{minutes}"
             source.mkdir()

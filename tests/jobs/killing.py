@@ -23,6 +23,7 @@ from typing import Any
 
 # What a run needs is imported here, before the forks: a round then takes a second, not five.
 import woodshed.jobs.encode
+import woodshed.jobs.songs
 import woodshed.jobs.speech
 from woodshed.cli.main import main as command
 from woodshed.run.plan import PlanOptions
@@ -141,6 +142,7 @@ def measure_life(order: dict[str, Any]) -> float:
 
 if __name__ == "__main__":
     assert woodshed.jobs.encode
+    assert woodshed.jobs.songs
     assert woodshed.jobs.speech
     make_runs_eventful()
     reports = []

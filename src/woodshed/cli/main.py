@@ -123,6 +123,17 @@ COMMANDS = (
         ),
     ),
     Command(
+        name="songs",
+        summary="Prepare songs with their captions and lyrics for fine-tuning ACE-Step.",
+        settings="songs_settings.SongsSettings",
+        is_layered=True,
+        examples=(
+            "woodshed songs --audio-dir my-songs --checkpoint-dir checkpoints --model base --output my-tensors",
+            "woodshed songs --dataset-json dataset.json --checkpoint-dir OWNER/NAME --output my-tensors --dry-run",
+            "woodshed songs --audio-dir my-songs --checkpoint-dir checkpoints --output for-side-step --layout sidestep",
+        ),
+    ),
+    Command(
         name="demo",
         summary="Encode, verify and decode real speech and music with the embedded model.",
         settings="settings.DemoSettings",

@@ -19,6 +19,8 @@ from woodshed.jobs.folder import made_by, read_settings
 from woodshed.jobs.model import load_synthesiser, pick_device
 from woodshed.jobs.report import DecodeReport
 from woodshed.jobs.settings import DecodeSettings, EncodeSettings
+from woodshed.jobs.songs_model import load_song_decoder
+from woodshed.jobs.songs_settings import SongsSettings
 from woodshed.store.names import LONGEST_NAME_BYTES, safe_name
 from woodshed.store.reader import FullEntry, Reader, open_reader
 
@@ -35,12 +37,18 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
     started = time.monotonic()
     folder, output = Path(settings.folder), settings.output_folder
     reader = open_reader(folder)
-    if made_by(reader) == "speech":
+    command = made_by(reader)
+    if command == "speech":
         raise UsageError(
             f"{folder} holds features for a speech model: its codes turn into sound only there, not here",
             hint="`woodshed inspect` shows what it holds; the clips themselves are where its manifests say",
         )
-    model = load_synthesiser(read_settings(folder, EncodeSettings), pick_device(settings.device))
+    device = pick_device(settings.device)
+    model: Synthesiser | ClipNetwork
+    if command == "songs":
+        model = load_song_decoder(read_settings(folder, SongsSettings), device)
+    else:
+        model = load_synthesiser(read_settings(folder, EncodeSettings), device)
     entries = list(_chosen(reader, settings))
     output.mkdir(parents=True, exist_ok=True)
     files: list[str] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
@@ -22,16 +21,17 @@ from woodshed.audio.clip import stream
 from woodshed.audio.decode import DecodeLimits
 from woodshed.audio.resample import resampled_length
 from woodshed.batching.pack import BatchLimits
-from woodshed.contracts import Encoder, Example, Item, Json, Layout, Observer, Record, RecordSpec, Summary
+from woodshed.contracts import Encoder, Item, Json, Layout, Observer, Record, RecordSpec, Summary
 from woodshed.errors import StoreError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, SETTINGS, own_folders, settings_to_json
 from woodshed.jobs.model import WAITING_BYTES, LoadedModel, load_encoder, pick_device
+from woodshed.jobs.planning import measured_speed, plan_report
 from woodshed.jobs.report import PlanReport
 from woodshed.jobs.settings import EncodeSettings
 from woodshed.run.engine import Annotate, EngineOptions
 from woodshed.run.memory import freed_memory_kept
-from woodshed.run.plan import PlanOptions, estimate_bytes
+from woodshed.run.plan import PlanOptions
 from woodshed.run.session import Work, plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
 from woodshed.sources.custom_metadata import Reject
@@ -115,7 +115,7 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
     rows = source.rows()
     rows = chain([next(rows)], rows)
     with StopSignals() as stopped, open_store(settings, model) as store, freed_memory_kept():
-        _write_down_threads(store)
+        write_down_threads(store)
         observer.message(f"planning {settings.input or settings.dataset_config_path}")
         work = _plan(rows, model.encoder, options, store, stopped)
         details = _details(settings, source, model)
@@ -151,7 +151,8 @@ def compute_threads(output: Path) -> int:
         raise StoreError(f"{path} cannot be read: {error}", hint="delete it if nothing else is wrong") from error
 
 
-def _write_down_threads(store: Store) -> None:
+def write_down_threads(store: Store) -> None:
+    """Let later runs over this folder compute with as many threads as this one."""
     content = {COMPUTE_THREADS_KEY: torch.get_num_threads()}
     store.note("machine.json", json.dumps(content).encode())
 
@@ -195,47 +196,21 @@ def _dry_run(settings: EncodeSettings, source: Source, model: LoadedModel, optio
         work = plan_folder(source.rows(), encoder, options, log=log, planned_before=(), next_position=log.next_position)
     else:
         work = plan_folder(source.rows(), encoder, options, log=CommitLog(output), planned_before=(), next_position=0)
-    account = work.account
-    duplicates = [skip for skip in account.skipped if skip.kind == "duplicate"]
-    planned = [planned for unit in work.units for planned in unit.items]
-    speed = _computed_s_per_s(encoder, work)
-    return PlanReport(
-        output=str(output),
-        num_rows=account.num_rows,
-        num_planned=len(planned),
-        num_done_before=account.num_done,
-        num_duplicates=len(duplicates),
-        num_unreadable=len(account.failures),
-        num_records=work.num_records,
-        num_batches=work.num_batches,
-        audio_s=work.audio_s,
-        computed_s=work.computed_s,
+    duplicates = [skip for skip in work.account.skipped if skip.kind == "duplicate"]
+    return plan_report(
+        output,
+        work,
+        encoder.spec,
         window_samples=model.window_samples,
-        rate_hz=encoder.spec.rate_hz,
-        estimated_bytes=estimate_bytes(planned, encoder.spec, padded_samples=_padded(settings, model)),
-        estimated_s=None if speed is None else work.computed_s / speed,
-        unreadable=tuple(account.failures[:100]),
-        notes=tuple(f"{failure.id}: {failure.reason}" for failure in duplicates[:10]),
+        padded_samples=_padded(settings, model),
+        computed_s_per_s=measured_speed(encoder, work),
+        notes=[f"{failure.id}: {failure.reason}" for failure in duplicates[:10]],
     )
 
 
 def _padded(settings: EncodeSettings, model: LoadedModel) -> int | None:
     """Samples that each record stands for where records are filled up, as the stable_audio layout has them."""
     return model.window_samples if settings.layout == "stable_audio" else None
-
-
-def _computed_s_per_s(encoder: Encoder, work: Work) -> float | None:
-    """Speed of this machine, from one batch of the plan that is run twice: the first run warms up."""
-    for unit in work.units:
-        for batch in unit.batches:
-            items = [unit.items[index] for index, _ in batch[:1]]
-            example: Example = next(iter(encoder.prepare(items[0].item)))
-            cost_s = items[0].pieces[example.index].cost_s
-            encoder.encode([example])
-            started = time.perf_counter()
-            encoder.encode([example])
-            return cost_s / max(time.perf_counter() - started, 1e-9)
-    return None
 
 
 def _annotator(source: Source, encoder: Encoder, settings: EncodeSettings) -> Annotate | None:

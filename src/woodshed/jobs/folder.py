@@ -21,15 +21,19 @@ SETTINGS = "settings.json"
 """The settings with absolute paths, for this machine; `details.json` is what travels."""
 SPEECH_KIND = "speech"
 """`RecordSpec.kind` of what `woodshed speech` makes."""
-_FOR_ONE_RUN = ("command", "dry_run", "limit_batches", "max_samples", "retry_failed")
+SONGS = "songs"
+"""Key in the fingerprint of what `woodshed songs` makes."""
+_FOR_ONE_RUN = ("command", "dry_run", "limit_batches", "max_samples", "max_songs", "retry_failed")
 """What `SETTINGS` may hold and is no setting of the folder."""
 
-Command: TypeAlias = Literal["encode", "speech"]
+Command: TypeAlias = Literal["encode", "speech", "songs"]
 
 
 def made_by(reader: Reader) -> Command:
     """The command that made a folder."""
-    return "speech" if reader.spec["kind"] == SPEECH_KIND else "encode"
+    if reader.spec["kind"] == SPEECH_KIND:
+        return "speech"
+    return "songs" if SONGS in reader.fingerprint else "encode"
 
 
 def settings_to_json(settings: EncodeSettings) -> bytes:
@@ -44,12 +48,17 @@ def settings_to_json(settings: EncodeSettings) -> bytes:
     return json.dumps(plain, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
+def decoded_folder(output: Path) -> Path:
+    """Where `woodshed decode` puts the sounds of a folder, unless it is told otherwise."""
+    return DecodeSettings(folder=output).output_folder.resolve()
+
+
 def own_folders(output: Path, settings: EncodeSettings) -> list[str]:
     """Folders that are no source, should they lie within one: the output, and where `woodshed decode` puts its sounds.
 
     What was decoded is a source all the same for whoever names it as the input.
     """
-    decoded = DecodeSettings(folder=output).output_folder.resolve()
+    decoded = decoded_folder(output)
     named = None if settings.input is None else Path(settings.input).resolve()
     is_named = named is not None and named.is_relative_to(decoded)
     return [str(output)] if is_named else [str(output), str(decoded)]

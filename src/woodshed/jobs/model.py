@@ -42,7 +42,7 @@ QUANTUM_FRAMES = 8
 TINY_CHANNELS = 2
 SLOW_HALF = "most CPUs have no fast arithmetic for it"
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ def load_encoder(settings: EncodeSettings, *, crop_at_random: bool = True) -> Lo
     model = _load_frame_model(settings, device)
     options = _options(settings, model.rate_hz, model.hop_samples, crop_at_random=crop_at_random)
     tokens_last = settings.compat and isinstance(model, OobleckModel) and model.writes_tokens_last
-    options = replace(_fit_window(options, model), tokens_last=tokens_last)
+    options = replace(fit_window(options, model), tokens_last=tokens_last)
     return LoadedModel(
         encoder=FrameEncoder(model, options, limits=limits),
         window_samples=None if options.record_frames is None else options.record_frames * model.hop_samples,
@@ -145,7 +145,7 @@ def _options(settings: EncodeSettings, rate_hz: int, ratio: int, *, crop_at_rand
     )
 
 
-def _fit_window(options: FrameOptions, model: FrameModel) -> FrameOptions:
+def fit_window(options: FrameOptions, model: FrameModel) -> FrameOptions:
     """A window in whole quanta, near the best length, never so short that context outweighs what is kept."""
     frame_s = model.hop_samples / model.rate_hz
     window = max(round(WINDOW_S / frame_s), 6 * model.reach_frames, 4 * QUANTUM_FRAMES)
@@ -160,8 +160,8 @@ def _load_frame_model(settings: EncodeSettings, device: torch.device) -> Oobleck
     if settings.pretrained_name == DEFAULT_MODEL:
         config = TinyCodecConfig()
         _check(settings, config.rate_hz, config.hop_samples, channels=TINY_CHANNELS, discrete=True, any_channels=True)
-        return load_tiny(settings, device, _DTYPES[settings.precision])
-    own = load_own_autoencoder(settings, "encoder", device, _DTYPES[settings.precision])
+        return load_tiny(settings, device, DTYPES[settings.precision])
+    own = load_own_autoencoder(settings, "encoder", device, DTYPES[settings.precision])
     bottleneck = own.bottleneck
     _check(
         settings,
@@ -303,7 +303,7 @@ def read_options(texts: Sequence[str], known: Collection[str], *, model: str) ->
 
 
 def _load_codec(settings: EncodeSettings, name: str, device: torch.device, limits: DecodeLimits) -> LoadedModel:
-    network = load_codec(name, device=str(device), dtype=_DTYPES[settings.precision], **_codec_options(settings, name))
+    network = load_codec(name, device=str(device), dtype=DTYPES[settings.precision], **_codec_options(settings, name))
     tokens = settings.model_copy(update={"is_discrete": True})
     _check(tokens, network.rate_hz, network.hop_samples, channels=network.channels, discrete=True)
     options = _options(settings, network.rate_hz, network.hop_samples, crop_at_random=False)
@@ -313,7 +313,7 @@ def _load_codec(settings: EncodeSettings, name: str, device: torch.device, limit
     if isinstance(network, ClipNetwork):
         encoder, batch_s = ClipEncoder(network, options, limits=limits), CLIP_BATCH_S[device.type]
     else:
-        options = _fit_window(options, network)
+        options = fit_window(options, network)
         encoder, batch_s = FrameEncoder(network, options, limits=limits), _batch_s(options, network, device)
     return LoadedModel(
         encoder=encoder,

@@ -14,9 +14,10 @@ from dataclasses import replace
 from woodshed.contracts import ArraySpec, Json, Layout, Observer, RecordSpec
 from woodshed.jobs import speech_verify
 from woodshed.jobs.findings import Findings
-from woodshed.jobs.folder import command_line, made_by, read_settings
+from woodshed.jobs.folder import Command, command_line, made_by, read_settings
 from woodshed.jobs.report import VerifyReport
-from woodshed.jobs.settings import EncodeSettings
+from woodshed.jobs.settings import EncodeSettings, Settings
+from woodshed.jobs.songs_settings import SongsSettings
 from woodshed.jobs.speech_settings import SpeechSettings
 from woodshed.run.plan import TAKEN_BACK
 from woodshed.store.entries import SourceFacts
@@ -26,6 +27,13 @@ from woodshed.store.shards import Shards
 from woodshed.store.sidestep import SideStep
 from woodshed.store.stable_audio import StableAudio
 from woodshed.store.store import Store
+
+_SETTINGS: Mapping[Command, tuple[type[Settings], str]] = {
+    "encode": (EncodeSettings, "output_path"),
+    "speech": (SpeechSettings, "output_dir"),
+    "songs": (SongsSettings, "output"),
+}
+"""Of each command that makes folders: its settings, and the field that names the folder."""
 
 
 def open_store(reader: Reader) -> Store:
@@ -74,9 +82,10 @@ def waiting_notes(reader: Reader, totals: Totals) -> list[str]:
     if not num_waiting:
         return []
     command = made_by(reader)
-    made = read_settings(reader.folder, SpeechSettings if command == "speech" else EncodeSettings)
+    model, output = _SETTINGS[command]
+    made = read_settings(reader.folder, model)
     # The folder may have moved since.
-    here = {"output_dir" if command == "speech" else "output_path": reader.folder.absolute()}
+    here = {output: reader.folder.absolute()}
     again = command_line(command, made.model_copy(update=here))
     return [f"{num_waiting} items were damaged and wait to be made again; run: {again}"]
 

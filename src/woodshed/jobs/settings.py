@@ -380,7 +380,8 @@ class InspectSettings(Settings):
     sections = {"inspect": ("folder", "limit")}
 
     folder: FilePath = Field(
-        description="Folder of encoded data or speech features: ours, stable-audio-tools' or stable-audio-3's."
+        description="Folder of encoded data, songs or speech features: ours, or of stable-audio-tools, stable-audio-3 "
+        "or Side-Step."
     )
     limit: int = Field(default=10, ge=0, description="Records to list one by one.")
 
@@ -391,7 +392,7 @@ class VerifySettings(Settings):
     positional = "folder"
     sections = {"verify": ("folder", "source", "reencode", "repair", "seed", "device")}
 
-    folder: FilePath = Field(description="Output folder of `woodshed encode` or `woodshed speech`.")
+    folder: FilePath = Field(description="Output folder of `woodshed encode`, `songs` or `speech`.")
     source: FilePath | None = Field(
         default=None, description="Where the source files (of speech: the manifest) are, if they have moved."
     )

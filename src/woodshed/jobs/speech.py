@@ -21,6 +21,7 @@ from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.encode import COMPUTE_THREADS_KEY, Silent, versions
 from woodshed.jobs.folder import SETTINGS
+from woodshed.jobs.planning import plan_report
 from woodshed.jobs.report import PlanReport, SpeechReport
 from woodshed.jobs.speech_model import (
     as_original,
@@ -37,7 +38,7 @@ from woodshed.jobs.speech_settings import SpeechSettings
 from woodshed.run.engine import EngineOptions
 from woodshed.run.memory import freed_memory_kept
 from woodshed.run.patience import STALL_S
-from woodshed.run.plan import Account, PlanOptions, estimate_bytes
+from woodshed.run.plan import Account, PlanOptions
 from woodshed.run.pool import Pool
 from woodshed.run.session import Work, plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
@@ -230,25 +231,7 @@ class _Dataset:
         work = plan_folder(
             rows, self.encoder, self._options(limits), log=log, planned_before=(), next_position=log.next_position
         )
-        account, planned = work.account, [planned for unit in work.units for planned in unit.items]
-        return PlanReport(
-            output=str(output),
-            num_rows=account.num_rows,
-            num_planned=len(planned),
-            num_done_before=account.num_done,
-            num_duplicates=sum(skip.kind == "duplicate" for skip in account.skipped),
-            num_unreadable=len(account.failures),
-            num_records=work.num_records,
-            num_batches=work.num_batches,
-            audio_s=work.audio_s,
-            computed_s=work.computed_s,
-            window_samples=None,
-            rate_hz=self.encoder.spec.rate_hz,
-            estimated_bytes=estimate_bytes(planned, self.encoder.spec),
-            estimated_s=None,
-            unreadable=tuple(account.failures[:100]),
-            notes=tuple(notes),
-        )
+        return plan_report(output, work, self.encoder.spec, notes=notes)
 
     def _rows(self, notes: list[str]) -> Iterator[Item | BadRow]:
         """The manifest's rows. The first one is asked for at once: a manifest without rows raises before anything is

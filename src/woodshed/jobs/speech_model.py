@@ -23,7 +23,7 @@ from woodshed.encoders.speech.text.rules import TextRules
 from woodshed.encoders.speech.whisper import WhisperSemantic
 from woodshed.encoders.speech.whisper_encoder import WhisperEncoder
 from woodshed.errors import UsageError
-from woodshed.jobs.model import pick_device
+from woodshed.jobs.model import DTYPES, pick_device
 from woodshed.jobs.speech_settings import SpeechSettings
 from woodshed.run.pool import MakeEncoder
 
@@ -34,7 +34,6 @@ NOMINAL_SHARE = 0.94
 CLIP_S = 15.0
 CPU_CLIPS = 4
 TOKENIZERS: Mapping[Target, Role] = {"2.0": "tokenizer_2.0", "2.5": "tokenizer_2.5"}
-_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def clips_per_batch(memory_gib: float | None) -> int:
@@ -101,7 +100,7 @@ def make_encoder(
     files = model_files(settings)
     targets = targets_of(settings)
     networks = load_networks(
-        files, targets, device=device, dtype=_DTYPES[settings.precision], layer=settings.semantic_layer
+        files, targets, device=device, dtype=DTYPES[settings.precision], layer=settings.semantic_layer
     )
     rules = {target: text_rules(settings, files.path(TOKENIZERS[target]), target) for target in targets}
     options = SpeechOptions(

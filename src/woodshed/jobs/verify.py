@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,17 @@ from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, made_by, own_folders, 
 from woodshed.jobs.model import load_encoder
 from woodshed.jobs.report import VerifyReport
 from woodshed.jobs.settings import EncodeSettings, VerifySettings
+from woodshed.jobs.songs import song_source
+from woodshed.jobs.songs_model import load_song_model
+from woodshed.jobs.songs_settings import SongsSettings
 from woodshed.run.single import encode_item
 from woodshed.sources.open import open_source
 from woodshed.store.reader import Reader, open_reader
 
 TOLERANCE = 1e-4
 """Of the stored values' standard deviation: what another batching or machine may change."""
+HALF_TOLERANCES = {"float16": 4e-3, "bfloat16": 3e-2}
+"""The same where values are rounded to half precision when they are stored: a few steps of it."""
 
 
 def run(settings: VerifySettings, *, observer: Observer) -> VerifyReport:
@@ -55,34 +60,79 @@ def _look(reader: Reader, settings: VerifySettings, findings: Findings, observer
     return _look_at_encoded(reader, settings, findings, observer)
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """How what a folder holds was made, and can be made again."""
+
+    rows: Callable[[], Iterator[Item | BadRow]]
+    """The rows of its source. Raises `UsageError` where that is out of reach."""
+    encoder: Callable[[], Encoder]
+    stored_of: Callable[[int], int | None]
+    """How many samples, at the model's rate, are stored of a source of so many; None where that is not fixed."""
+
+
+def _encode_maker(reader: Reader, settings: VerifySettings) -> _Maker:
+    made = read_settings(reader.folder, EncodeSettings)
+    if settings.source is not None:
+        made = made.model_copy(update={"input": settings.source, "dataset_config_path": None})
+    # As the run did it, which the folder remembers: the data set's config may be out of reach.
+    crops = reader.fingerprint.get("preprocessing", {}).get("random_crop", True)
+    on_device = made.model_copy(update={"device": settings.device})
+
+    def rows() -> Iterator[Item | BadRow]:
+        return open_source(
+            None if made.input is None else str(made.input),
+            None if made.dataset_config_path is None else str(made.dataset_config_path),
+            captions=made.captions,
+            trust_remote_code=made.trust_remote_code,
+            exclude=own_folders(reader.folder, made),
+        ).rows()
+
+    return _Maker(
+        rows=rows,
+        encoder=lambda: load_encoder(on_device, crop_at_random=crops).encoder,
+        stored_of=lambda length: None if made.window == "first" or made.drop_silence else length,
+    )
+
+
+def _song_maker(reader: Reader, settings: VerifySettings) -> _Maker:
+    made = read_settings(reader.folder, SongsSettings).model_copy(update={"output": reader.folder})
+    if settings.source is not None:
+        is_folder = settings.source.is_dir()
+        moved = {
+            "audio_dir": settings.source if is_folder else None,
+            "dataset_json": None if is_folder else settings.source,
+        }
+        made = made.model_copy(update=moved)
+    on_device = made.model_copy(update={"device": settings.device})
+    longest = round(made.max_duration * reader.spec["rate_hz"]) or None
+    return _Maker(
+        rows=lambda: song_source(made, []).rows(),
+        encoder=lambda: load_song_model(on_device).encoder,
+        stored_of=lambda length: length if longest is None else min(length, longest),
+    )
+
+
 def _look_at_encoded(reader: Reader, settings: VerifySettings, findings: Findings, observer: Observer) -> VerifyReport:
     folder = reader.folder
-    made = read_settings(folder, EncodeSettings)
+    maker = _song_maker(reader, settings) if made_by(reader) == "songs" else _encode_maker(reader, settings)
     notes: list[str] = []
     observer.message("comparing checksums")
     num_files = check_files(reader, findings)
     _check_details(folder, findings)
     observer.message("looking at every array")
     num_records = check_records(reader, findings, array_problems)
-    if settings.source is not None:
-        made = made.model_copy(update={"input": settings.source, "dataset_config_path": None})
     items: dict[str, Item] = {}
     source_s = covered_s = 0.0
     try:
-        rows = open_source(
-            None if made.input is None else str(made.input),
-            None if made.dataset_config_path is None else str(made.dataset_config_path),
-            captions=made.captions,
-            trust_remote_code=made.trust_remote_code,
-            exclude=own_folders(folder, made),
-        ).rows()
+        rows = maker.rows()
         observer.message("probing the sources again")
-        source_s, covered_s, items = _check_coverage(reader, made, rows, findings)
+        source_s, covered_s, items = _check_coverage(reader, maker, rows, findings)
     except UsageError as error:
         notes.append(f"the source was not compared: {error.message}; name where it is now by --source")
     worst = None
     if settings.reencode:
-        worst, num_reencoded = _check_again(reader, made, items, settings, findings, observer)
+        worst, num_reencoded = _check_again(reader, maker, items, settings, findings, observer)
     else:
         num_reencoded = 0
     return VerifyReport(
@@ -135,7 +185,7 @@ def array_problems(arrays: Arrays, reader: Reader, facts: Mapping[str, Json]) ->
 
 
 def _check_coverage(
-    reader: Reader, made: EncodeSettings, rows: Iterator[Item | BadRow], findings: Findings
+    reader: Reader, maker: _Maker, rows: Iterator[Item | BadRow], findings: Findings
 ) -> tuple[float, float, dict[str, Item]]:
     """Compare every row of the source with what is stored of it."""
     rate_hz = reader.spec["rate_hz"]
@@ -157,14 +207,14 @@ def _check_coverage(
         length = resampled_length(info.num_samples, info.rate_hz, rate_hz)
         source_s += length / rate_hz
         covered_s += entry.num_samples / rate_hz
-        if made.window != "first" and not made.drop_silence and entry.num_samples != length:
+        if maker.stored_of(length) not in (None, entry.num_samples):
             findings.add(row.id, "coverage", f"{entry.num_samples} samples are stored of {length} in the source")
     return source_s, covered_s, items
 
 
 def _check_again(
     reader: Reader,
-    made: EncodeSettings,
+    maker: _Maker,
     items: dict[str, Item],
     settings: VerifySettings,
     findings: Findings,
@@ -174,14 +224,12 @@ def _check_again(
     import torch
 
     torch.set_num_threads(compute_threads(reader.folder))
-    # As the run did it, which the folder remembers: the data set's config may be out of reach.
-    crops = reader.fingerprint.get("preprocessing", {}).get("random_crop", True)
-    model = load_encoder(made.model_copy(update={"device": settings.device}), crop_at_random=crops)
+    encoder = maker.encoder()
     worst: float | None = None
     chosen = chosen_again(reader, items, findings, settings)
     for number, item in enumerate(chosen):
         observer.message(f"encoding again {number + 1} of {len(chosen)}: {item.id}")
-        difference = _difference(reader, model.encoder, item, findings)
+        difference = _difference(reader, encoder, item, findings)
         worst = difference if worst is None else max(worst, difference)
     return worst, len(chosen)
 
@@ -194,7 +242,7 @@ def _difference(reader: Reader, encoder: Encoder, item: Item, findings: Findings
     except ItemError as error:
         findings.add(item.id, "reencode", error.message)
         return float("inf")
-    worst = 0.0
+    worst, tolerance = 0.0, HALF_TOLERANCES.get(reader.fingerprint.get("stored", ""), TOLERANCE)
     for record in entry.records:
         stored = reader.arrays(record)
         made = fresh[record.index].arrays if record.index in fresh else {}
@@ -203,6 +251,6 @@ def _difference(reader: Reader, encoder: Encoder, item: Item, findings: Findings
                 findings.add(item.id, "reencode", f"record {record.index} has another shape when encoded again")
                 return float("inf")
             worst = max(worst, scaled_difference(array, made[name]))
-    if worst > TOLERANCE:
+    if worst > tolerance:
         findings.add(item.id, "reencode", f"differs by {worst:.2g} standard deviations when encoded again")
     return worst
