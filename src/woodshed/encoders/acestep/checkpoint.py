@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from woodshed.contracts import Variant
 from woodshed.encoders.acestep.folders import CLASSES, SAMPLING_FACTS, SILENCE, VARIANT_FOLDER, Folder, open_folder
-from woodshed.encoders.acestep.names import Part
+from woodshed.encoders.acestep.names import NULL_CONDITION, Part
 from woodshed.encoders.checkpoints import read_config
 from woodshed.encoders.library_models import TRANSFORMERS_STEM, build_unfilled, fill_strictly, open_weights
 from woodshed.encoders.speech.file_digests import file_digest
@@ -100,13 +101,40 @@ class AceStepCheckpoint:
             ModelError: keys are missing, extra or misshapen; lists them. The silence latent is nothing but zeros.
         """
         module = self._build("condition_encoder", dtype, device)
-        if not bool(module.get_buffer(SILENCE).any()):
+        self._check_silence(module.get_buffer(SILENCE))
+        return module
+
+    def silence_latent(self) -> Float[Tensor, "1 frame latent"]:
+        """What silence encodes to, as it is stored; nothing else is read.
+
+        Raises:
+            ModelError: it is missing, of another shape, or nothing but zeros.
+        """
+        silence = self._constant(SILENCE)
+        self._check_silence(silence)
+        return silence
+
+    def null_condition(self) -> Float[Tensor, "1 1 width"]:
+        """What stands in for every token of a condition that is dropped, as it is stored; nothing else is read.
+
+        Raises:
+            ModelError: the checkpoint has none.
+        """
+        return self._constant(NULL_CONDITION)
+
+    def _constant(self, name: str) -> Tensor:
+        tensors = self.folder.tensors("condition_encoder")
+        if name not in tensors.shapes:
+            raise ModelError(f"{tensors.path} has no {name}", hint="is it a whole checkpoint of ACE-Step 1.5?")
+        return tensors.read(name)
+
+    def _check_silence(self, silence: Tensor) -> None:
+        if not bool(silence.any()):
             raise ModelError(
                 f"the silence latent of {self.folder.where} is all zeros, which is not what silence encodes to:"
                 " the model was never trained on such a condition",
-                hint="it is overwritten by a converter that found no silence_latent.pt; convert again with that file",
+                hint="a converter that found no silence_latent.pt leaves zeros; convert again with that file",
             )
-        return module
 
     def transformer(self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
         """Diffusers' `AceStepTransformer1DModel`, in evaluation mode and without gradients.

@@ -21,7 +21,7 @@ _UPSTREAM_PREFIX: dict[Part, str] = {
     "audio_tokenizer": "tokenizer.",
     "audio_token_detokenizer": "detokenizer.",
 }
-_NULL_CONDITION = "null_condition_emb"
+NULL_CONDITION = "null_condition_emb"
 """Stands alone in the upstream model, and in diffusers' condition encoder."""
 
 _ATTENTION = {
@@ -68,7 +68,7 @@ def split_upstream(key: str) -> tuple[Part, str] | None:
     >>> split_upstream("decoder.layers.0.cross_attn.q_norm.weight")
     ('transformer', 'layers.0.cross_attn.norm_q.weight')
     """
-    if key == _NULL_CONDITION:
+    if key == NULL_CONDITION:
         return "condition_encoder", key
     for part, prefix in _UPSTREAM_PREFIX.items():
         if key.startswith(prefix):
@@ -82,7 +82,7 @@ def join_upstream(part: Part, name: str) -> str:
     >>> join_upstream("transformer", "layers.0.cross_attn.norm_q.weight")
     'decoder.layers.0.cross_attn.q_norm.weight'
     """
-    if (part, name) == ("condition_encoder", _NULL_CONDITION):
+    if (part, name) == ("condition_encoder", NULL_CONDITION):
         return name
     return _UPSTREAM_PREFIX[part] + to_upstream(name)
 
