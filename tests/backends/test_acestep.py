@@ -134,6 +134,18 @@ def test_half_precision_stays_near_the_exact_loss(parts: TinyAceStep, model: Ace
     assert loss.item() == pytest.approx(model.loss(model.example(item(8, 3)), draw).item(), rel=0.02)
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_losses(parts: TinyAceStep, model: AceStep) -> None:
+    on_gpu = AceStep(
+        build_acestep(silence_frames=10).transformer.to("cuda"),
+        silence=parts.condition_encoder.silence_latent, null_condition=parts.condition_encoder.null_condition_emb,
+        variant=model.variant, mu=-0.4, sigma=1.0,
+    )  # fmt: skip
+    draws = [Draw(seed=i, timestep=0.4, drop_condition=i == 1) for i in range(3)]
+    losses = [m.losses([m.example(item(8, 3))] * 3, draws).detach().cpu() for m in (on_gpu, model)]
+    assert torch.allclose(*losses, rtol=1e-4)
+
+
 # Timesteps ---------------------------------------------------------------------------------------------------------
 
 KNOWN = json.loads((GOLDEN / "timestep_samplers.json").read_text())

@@ -24,7 +24,7 @@ from tests.encoders.acestep.tiny_acestep import (
     save_diffusers,
     save_upstream,
 )
-from woodshed.encoders.acestep.checkpoint import AceStepCheckpoint, open_checkpoint, unfilled
+from woodshed.encoders.acestep.checkpoint import AceStepCheckpoint, open_checkpoint, unfilled, variant_of
 from woodshed.encoders.acestep.convert import write_diffusers
 from woodshed.encoders.acestep.folders import open_folder
 from woodshed.encoders.acestep.names import Part, join_upstream, layer_order, split_upstream, to_upstream
@@ -293,6 +293,24 @@ def test_a_diffusers_folder_has_one_variant(tmp_path: Path) -> None:
     assert open_checkpoint(folder, variant="turbo").variant.fragile
     with pytest.raises(UsageError, match="is the variant 'turbo', not 'base'"):
         open_checkpoint(folder, variant="base")
+
+
+@pytest.mark.parametrize(
+    ("facts", "folder_name", "name"),
+    [
+        ({"model_version": "sft"}, "anything", "sft"),
+        ({"model_version": "turbo", "is_turbo": False}, "anything", "turbo"),
+        ({"model_version": "turbo", "is_turbo": False}, "acestep-v15-base", "base"),
+        ({}, "acestep-v15-turbo-shift3", "turbo"),
+        ({}, "my-database", "my-database"),
+        ({"hidden_size": 2560, "encoder_hidden_size": 2048, "model_version": "base"}, "x", "xl-base"),
+        ({"hidden_size": 2048, "encoder_hidden_size": 2048, "model_version": "base"}, "x", "base"),
+    ],
+)
+def test_what_a_checkpoint_is_called(facts: dict[str, Any], folder_name: str, name: str) -> None:
+    found = variant_of(facts, folder_name=folder_name)
+    assert found.name == name
+    assert (found.fragile is not None) == name.endswith("turbo")
 
 
 # Digests and conversion --------------------------------------------------------------------------------------------
