@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import woodshed
 from tests.jobs.conftest import GOLDEN, sound, tree
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,28 @@ def test_kills_while_new_and_changed_sources_are_encoded(tmp_path: Path, layout:
     second = order(tmp_path / "second", ["--input", str(other), *flags], kills=kills, start=start, seed=2)
     killed(first, second)
     assert tree(start).keys() != tree(Path(second["undisturbed"])).keys()
+
+
+@both_layouts
+def test_a_mended_row_keeps_its_place_when_the_run_that_planned_it_dies(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row failed before it was ever planned, so the log knows no position of it."""
+    source = make_sounds(tmp_path / "sounds", 4)
+    spoilt = source / "album 1" / "01.json"
+    outputs = [tmp_path / "undisturbed", tmp_path / "disturbed"]
+    settings = {"model_config_path": VAE[1], "ckpt_path": VAE[3], "layout": layout, "sample_size": 16384}
+    spoilt.write_text("no JSON")
+    for output in outputs:
+        woodshed.encode(source, output, device="cpu", **settings)
+    spoilt.write_text("{}")
+    woodshed.encode(source, outputs[0], device="cpu", **settings)
+    with monkeypatch.context() as dying:
+        dying.setattr("woodshed.run.engine.Engine.run", lambda *_: (_ for _ in ()).throw(RuntimeError("dies")))
+        with pytest.raises(RuntimeError, match="dies"):
+            woodshed.encode(source, outputs[1], device="cpu", **settings)
+    assert woodshed.encode(source, outputs[1], device="cpu", **settings).num_new == 1
+    assert tree(outputs[0]) == tree(outputs[1])
 
 
 @pytest.mark.slow

@@ -190,7 +190,8 @@ class _EarlierPlans:
                 self.shard_items[shard] += 1
                 continue
             known = self._log.entry(name)
-            if known is None or (known.position is not None and known.position <= position):
+            # A row that could not be used has no position: it was mended before this plan, or after, and waits here.
+            if known is None or known.position is None or known.position <= position:
                 last = self._shards.get(name, None if known is None or is_at else known.shard)
                 if last is not None:
                     self.shard_items[last] -= 1
