@@ -16,13 +16,17 @@ import pytest
 import soundfile
 import torch
 
+from tests.datasets.test_datasets_side_step import write_song as write_side_step_song
+from tests.encoders.acestep.tiny_acestep import build_acestep, save_upstream
 from tests.jobs.conftest import GOLDEN, sound
+from tests.jobs.songs_fixtures import SIDECAR, write_song
 from tests.jobs.speech_fixtures import shared_models
 from tests.jobs.tiny_indextts import LAYER, TEXTS
 from woodshed.cli.flags import build_parser, read_command_line, settings_from
 from woodshed.cli.main import COMMANDS
 from woodshed.errors import UsageError
 from woodshed.jobs.settings import EncodeSettings, Settings
+from woodshed.jobs.songs_settings import SongsSettings
 from woodshed.jobs.speech_pairs_settings import SpeechPairsSettings
 from woodshed.jobs.speech_retokenize_settings import SpeechRetokenizeSettings
 from woodshed.jobs.speech_settings import SpeechSettings
@@ -100,8 +104,27 @@ def speech_manifest(folder: Path) -> None:
     (folder / "data/manifest.jsonl").write_text("".join(rows))
 
 
+@pytest.fixture(scope="session")
+def acestep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of ACE-Step, as it is published."""
+    return save_upstream(build_acestep(), tmp_path_factory.mktemp("acestep") / "acestep")
+
+
+def songs(folder: Path) -> None:
+    """`my-songs` with sidecars, `dataset.json`, and `for-side-step`, which Side-Step made."""
+    for seed, name in enumerate(("album/Raindrops", "live/Raindrops", "sketch")):
+        path = write_song(folder / "my-songs" / f"{name}.wav", 0.6 + 0.2 * seed, seed=seed)
+        if name != "sketch":
+            path.with_suffix(".txt").write_text(SIDECAR)
+    samples = [{"audio_path": "my-songs/sketch.wav", "caption": "a sketch", "lyrics": "", "bpm": 90}]
+    (folder / "dataset.json").write_text(json.dumps({"metadata": {"name": "mine"}, "samples": samples}))
+    (folder / "for-side-step").mkdir()
+    for number, num_frames in enumerate((300, 200)):
+        write_side_step_song(folder / "for-side-step" / f"song {number}.pt", num_frames=num_frames)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech_models: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech_models: Path, acestep: Path) -> Path:
     """What CONTRIBUTING.md promises to the blocks; it is the current folder."""
     sounds = {"drums/loop.wav": (3.2, 44_100, 2), "voice/hello.flac": (1.1, 16_000, 1), "rain.ogg": (2.5, 48_000, 2)}
     for seed, (name, (seconds, rate_hz, channels)) in enumerate(sounds.items()):
@@ -118,6 +141,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech_models: Path)
     (tmp_path / "run.yaml").write_text("input: my-sounds\noutput_path: my-latents\n")
     speech_manifest(tmp_path)
     (tmp_path / "checkpoints").symlink_to(speech_models)
+    (tmp_path / "acestep").symlink_to(acestep)
+    songs(tmp_path)
     (tmp_path / "speech.yaml").write_text("manifest: data/manifest.jsonl\noutput_dir: features\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -188,6 +213,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     ("page", "header", "model"),
     [
         ("stable-audio-tools", "| flag | there | here | |", EncodeSettings),
+        ("side-step", "| flag | there | here | |", SongsSettings),
         ("indextts2", "| flag | there | here | |", SpeechSettings),
         ("indextts2", "`woodshed speech pairs` has the flags", SpeechPairsSettings),
         ("indextts2", "`woodshed speech retokenize` works on", SpeechRetokenizeSettings),
@@ -248,6 +274,31 @@ def test_formats_page_names_every_key_that_is_written(folder: Path) -> None:
     names = {path.name for path in Path("out/.woodshed").iterdir()}
     assert not {name for name in names if f"`{name}" not in page}
     assert np.load(described.with_suffix(".npy")).dtype == np.float32
+
+
+def test_formats_page_names_every_key_of_songs(folder: Path) -> None:
+    import woodshed
+
+    page = (ROOT / "docs/formats.md").read_text()
+    made = {"checkpoint_dir": "acestep", "device": "cpu", "estimate": "all"}
+    woodshed.prepare_songs("my-songs", "out", normalize="lufs", **made)
+    woodshed.prepare_songs("my-songs", "pt", layout="sidestep", **made)
+    wanted = set(woodshed.open("out")[0]["info"]) - {"latent_crop_start", "latent_crop_length", "latent_filename"}
+    wanted -= {"start_s", "duration_s", "row"}  # what the data set works out of what is stored
+    commits = [
+        json.loads(line) for path in Path("pt/.woodshed/commits").glob("*") for line in path.read_text().splitlines()
+    ]
+    facts = next(line["records"][0]["facts"] for line in commits if line.get("records"))
+    row = set(woodshed.open("out")[0]["info"]["row"])
+    wanted |= {f"row.{key}" for key in row} | {"records[].facts.md5"} & {f"records[].facts.{key}" for key in facts}
+    stored = torch.load(next(Path("pt").glob("*.pt")), weights_only=True)
+    wanted |= set(stored) | set(stored["metadata"]) | set(json.loads(Path("pt/preprocess_meta.json").read_text()))
+    details = json.loads(Path("out/details.json").read_text())
+    wanted |= set(details) | {f"fingerprint.{key}" for key in details["fingerprint"]}
+    assert {"text_prompt", "row.lufs_before", "target_latents", "checksums", "fingerprint.songs"} <= wanted
+    assert not {key for key in wanted if f"`{key}`" not in page}
+    names = {path.name for path in Path("out").iterdir()} | {path.name for path in Path("out/.woodshed").iterdir()}
+    assert not {name for name in names if name not in page}
 
 
 def schema_keys(value: Any, *, but: frozenset[str]) -> set[str]:

@@ -23,8 +23,16 @@ from woodshed.jobs.settings import (
     VerifySettings,
     check_window,
 )
+from woodshed.jobs.songs_settings import SongsSettings
 
-ALL: tuple[type[Settings], ...] = (EncodeSettings, DecodeSettings, InspectSettings, VerifySettings, DemoSettings)
+ALL: tuple[type[Settings], ...] = (
+    EncodeSettings,
+    DecodeSettings,
+    InspectSettings,
+    VerifySettings,
+    DemoSettings,
+    SongsSettings,
+)
 
 
 def encode_settings(**values: Any) -> EncodeSettings:

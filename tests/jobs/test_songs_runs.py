@@ -1,4 +1,4 @@
-"""`woodshed songs` as a whole, on a tiny ACE-Step of the true classes: what is stored, accounted for, and done again."""
+"""`woodshed songs` as a whole, on a tiny ACE-Step of the true classes: what is stored, accounted for, made again."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_an_edited_caption_recomputes_that_song_alone(
         assert torch.equal(item["condition"], second[name]["condition"])
 
 
-def test_another_way_of_conditioning_does_not_mix_into_a_folder(prepared: Path, model: tuple[Path, TinyAceStep]) -> None:
+def test_another_manner_does_not_mix_into_a_folder(prepared: Path, model: tuple[Path, TinyAceStep]) -> None:
     with pytest.raises(StoreError, match="manner"):
         prepare(prepared.parent / "songs", prepared, model[0], sidestep_compat=True, layout="shards")
 

@@ -72,7 +72,7 @@ def measure(blocks: Iterable[np.ndarray], *, rate_hz: int, lufs: bool) -> Loudne
         lufs: whether to measure integrated loudness, too.
 
     Raises:
-        AudioError: of kind `channels`: loudness is defined for up to eight.
+        AudioError: of kind `too_many_channels`: loudness is defined for up to eight.
         UsageError: loudness without scipy.
     """
     highest = 0.0
@@ -146,7 +146,7 @@ class _Meter:
         if num_channels not in CHANNEL_WEIGHTS:
             raise AudioError(
                 f"the sound has {num_channels} channels, and loudness is defined for 1 to {max(CHANNEL_WEIGHTS)}",
-                kind="channels",
+                kind="too_many_channels",
                 hint="measure its peak instead",
             )
         self._lfilter = _lfilter()

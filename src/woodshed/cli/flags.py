@@ -91,7 +91,7 @@ def _add_field(group: argparse._ArgumentGroup, model: type[Settings], name: str)
     kind = _without_none(info.annotation)
     default = (
         ""
-        if info.is_required() or any(info.default is empty for empty in (None, False, ()))
+        if info.is_required() or info.default == "" or any(info.default is empty for empty in (None, False, ()))
         else f" (default: {_shown(info.default)})"
     )
     text = ((info.description or "") + default).replace("%", "%%")

@@ -11,6 +11,7 @@ from woodshed.jobs import speech_inspect
 from woodshed.jobs.folder import made_by
 from woodshed.jobs.report import ArrayFacts, InspectReport, RecordFacts, SpeechInspectReport
 from woodshed.jobs.settings import InspectSettings
+from woodshed.jobs.songs_inspect import song_notes
 from woodshed.store.reader import Reader, open_reader
 
 
@@ -31,13 +32,17 @@ def run(settings: InspectSettings) -> InspectReport | SpeechInspectReport:
 
 def _inspect_own(reader: Reader, limit: int) -> InspectReport:
     spec, totals = reader.spec, reader.totals
+    command = made_by(reader)
     axis = spec["arrays"][spec["main"]]["axes"].index("frame")
     frames: list[int] = []
+    tokens: dict[str, list[int]] = {}
     records: list[RecordFacts] = []
     notes: list[str] = []
     for entry in reader.entries():
         for record in entry.records if entry.status == "done" else ():
             frames.append(int(record.facts.get("num_frames", 0)))
+            for name, length in record.facts.get("lengths", {}).items():
+                tokens.setdefault(name, []).append(length)
             if len(records) < limit:
                 meta = reader.meta(record)
                 records.append(
@@ -51,12 +56,14 @@ def _inspect_own(reader: Reader, limit: int) -> InspectReport:
                     )
                 )
     if totals.num_failed:
-        notes.append("`woodshed encode --retry-failed` tries the failed items again")
+        notes.append(f"`woodshed {command} --retry-failed` tries the failed items again")
+    if command == "songs":
+        notes += song_notes(reader.log)
     rows = records[0].shape[1 - axis] if records else 0
     return InspectReport(
         folder=str(reader.folder),
         layout=reader.layout,
-        model=str(reader.fingerprint.get("model", {}).get("architecture", "unknown")),
+        model="acestep" if command == "songs" else reader.fingerprint.get("model", {}).get("architecture", "unknown"),
         rate_hz=spec["rate_hz"],
         hop_samples=spec["hop_samples"],
         num_items=totals.num_done,
@@ -66,7 +73,12 @@ def _inspect_own(reader: Reader, limit: int) -> InspectReport:
         audio_s=totals.audio_s,
         size_bytes=totals.num_bytes,
         arrays=tuple(
-            ArrayFacts(name=name, axes=tuple(own["axes"]), dtype=own["dtype"], shapes=_shapes(rows, frames))
+            ArrayFacts(
+                name=name,
+                axes=tuple(own["axes"]),
+                dtype=own["dtype"],
+                shapes=_spread(tokens.get(name, ())) if own["axes"][0] == "token" else _shapes(rows, frames),
+            )
             for name, own in spec["arrays"].items()
         ),
         records=tuple(records),
@@ -125,7 +137,16 @@ def _shapes(rows: int, frames: Sequence[int]) -> str:
     >>> _shapes(64, [120, 645]), _shapes(64, [645, 645])
     ('64 x 120..645', '64 x 645')
     """
-    if not frames:
+    return f"{rows} x {_spread(frames)}" if frames else "none"
+
+
+def _spread(lengths: Sequence[int]) -> str:
+    """Smallest to largest length.
+
+    >>> _spread([120, 645]), _spread([7]), _spread([])
+    ('120..645', '7', 'none')
+    """
+    if not lengths:
         return "none"
-    low, high = min(frames), max(frames)
-    return f"{rows} x {low}" if low == high else f"{rows} x {low}..{high}"
+    low, high = min(lengths), max(lengths)
+    return f"{low}" if low == high else f"{low}..{high}"

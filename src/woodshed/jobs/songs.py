@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -21,6 +20,7 @@ from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, SETTINGS, decoded_fold
 from woodshed.jobs.model import WAITING_BYTES, pick_device
 from woodshed.jobs.planning import measured_speed, plan_report
 from woodshed.jobs.report import PlanReport
+from woodshed.jobs.songs_inspect import song_notes
 from woodshed.jobs.songs_model import SongModel, load_song_model
 from woodshed.jobs.songs_settings import SongsSettings
 from woodshed.run.engine import EngineOptions
@@ -30,7 +30,6 @@ from woodshed.run.session import plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
 from woodshed.sources.songs import TagRules, open_songs
 from woodshed.sources.source import Row, Source
-from woodshed.store.describe import ROW
 from woodshed.store.folder import refuse_other_run
 from woodshed.store.log import CommitLog
 from woodshed.store.reader import open_reader
@@ -112,7 +111,7 @@ def run(settings: SongsSettings, *, observer: Observer) -> Summary | PlanReport:
             stopped=stopped,
             derive=_deriving(settings, model, store),
         )
-        told = [*notes, *summary.notes, *_song_notes(store)]
+        told = [*notes, *summary.notes, *song_notes(store.log)]
     return replace(summary, notes=tuple(told), next_steps=_next_steps())
 
 
@@ -214,31 +213,6 @@ def _deriving(settings: SongsSettings, model: SongModel, store: Store) -> Any:
         store.render(PREPROCESS_META, content)
 
     return derive
-
-
-def _song_notes(store: Store) -> Iterator[str]:
-    """What the user should know of the songs that are prepared."""
-    counts = Counter[str]()
-    example: dict[str, str] = {}
-    for item_id in store.log.in_order():
-        for record in store.log.records(item_id):
-            for what in _remarkable(record.facts.get(ROW, {})):
-                counts[what] += 1
-                example.setdefault(what, item_id)
-    for what, count in counts.items():
-        yield what.format(songs=f"{count} songs, such as {example[what]}," if count > 1 else example[what])
-
-
-def _remarkable(row: Mapping[str, Json]) -> Iterator[str]:
-    estimated = row.get("estimated") or {}
-    if "bpm" in estimated:
-        yield "the tempo that is stored of {songs} is an estimate"
-    if "keyscale" in estimated:
-        yield "the key that is stored of {songs} is an estimate"
-    if row.get("lyrics_cut"):
-        yield "the lyrics of {songs} are longer than what the model reads, and were cut off"
-    if (row.get("peak_db") or 0.0) > 0:
-        yield "{songs} was made so loud that its peaks lie above full scale: a lower --target-lufs keeps them"
 
 
 def _next_steps() -> tuple[str, ...]:

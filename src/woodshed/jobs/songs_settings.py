@@ -16,15 +16,8 @@ class SongsSettings(Settings):
 
     alternatives: ClassVar[Mapping[str, str]] = {"audio_dir": "dataset_json", "dataset_json": "audio_dir"}
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "data": (
-            "audio_dir",
-            "dataset_json",
-            "custom_tag",
-            "tag_position",
-            "genre_ratio",
-            "max_duration",
-            "max_file_s",
-        ),
+        "data": ("audio_dir", "dataset_json", "max_duration", "max_file_s"),
+        "tags": ("custom_tag", "tag_position", "genre_ratio"),
         "model": ("checkpoint_dir", "model"),
         "features": ("normalize", "target_db", "target_lufs", "estimate", "sidestep_compat", "resampler"),
         "output": ("output", "layout", "seed"),

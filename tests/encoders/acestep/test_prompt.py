@@ -20,7 +20,12 @@ def as_song(known: dict[str, Any]) -> dict[str, Any]:
     """A known answer's metadata as our sources give it."""
     meta = dict(known["meta"])
     duration = meta.pop("duration")
-    return {**meta, "given_duration_s": duration, "tag_position": known["tag_position"], "use_genre": known["use_genre"]}
+    return {
+        **meta,
+        "given_duration_s": duration,
+        "tag_position": known["tag_position"],
+        "use_genre": known["use_genre"],
+    }
 
 
 @pytest.mark.parametrize("known", KNOWN, ids=range(len(KNOWN)))

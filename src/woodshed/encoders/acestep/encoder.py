@@ -22,7 +22,6 @@ from woodshed.contracts import Arrays, ArraySpec, Example, Item, Json, Outline, 
 from woodshed.encoders.acestep.conditioning import Conditioner, Manner, Tokens
 from woodshed.encoders.acestep.prompt import inference_prompt, side_step_prompt
 from woodshed.encoders.autoencoder import PEAK, FrameEncoder
-from woodshed.errors import ItemError
 
 CONDITIONING_VERSION = 1
 """Raised whenever the same song would be given another condition."""
@@ -34,6 +33,7 @@ MASK = "condition_mask"
 FACTS = "facts"
 """Array that travels beside a condition: JSON, as bytes, of what was found out about the song."""
 ROW = "row"
+"""What the log keeps of a record (`woodshed.store.describe`)."""
 
 Estimate = Literal["none", "missing", "all"]
 
@@ -204,8 +204,7 @@ class _SongJoiner:
             if made:
                 (self._record,) = made
             return []
-        if self._record is None:
-            raise ItemError("its condition came before its sound was complete", kind="internal")
+        assert self._record is not None, "a condition is an item's last piece"
         arrays = {name: part[name] for name in (CONDITION, MASK) if name in self._encoder.spec.arrays}
         facts = json.loads(part[FACTS].tobytes())
         prompt = facts.pop("text_prompt")
