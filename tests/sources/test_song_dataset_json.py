@@ -178,6 +178,23 @@ def test_compat_gives_no_captions_and_leaves_texts_as_they_are(folder: Path) -> 
     assert (meta["caption"], meta["lyrics"], meta["bpm"]) == ("track2", "la", 100)
 
 
+def test_what_builders_write_where_they_know_nothing_is_not_known(folder: Path) -> None:
+    filler = {
+        "labeled": False,
+        "caption": "track2",
+        "lyrics": "[Instrumental]",
+        "raw_lyrics": "",
+        "language": "unknown",
+    }
+    sample = {"audio_path": "track2.wav", **filler}
+    meta = item(rows_of(folder, [sample])[0]).meta
+    assert (meta["caption"], meta["lyrics"], meta["has_sidecar"]) == ("track2", "", False)
+    meta = item(rows_of(folder, [sample], compat=True)[0]).meta
+    assert (meta["lyrics"], meta["has_sidecar"]) == ("[Instrumental]", True)
+    meta = item(rows_of(folder, [sample | {"labeled": True}])[0]).meta
+    assert meta["has_sidecar"], "somebody wrote this caption"
+
+
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [

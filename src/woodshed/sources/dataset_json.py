@@ -21,7 +21,7 @@ from woodshed.contracts import BadRow, Item, Json
 from woodshed.errors import ItemError, UsageError
 from woodshed.sources.folder import file_row
 from woodshed.sources.manifest import type_name, unused_id
-from woodshed.sources.song_fields import TAG_POSITIONS, TagPosition, known_fields
+from woodshed.sources.song_fields import INSTRUMENTAL, TAG_POSITIONS, TagPosition, caption_of_name, known_fields
 
 KIND: Final = "bad_row"
 PLACE_COLUMNS: Final = ("audio_path", "filename")
@@ -144,6 +144,8 @@ class _Reader:
         if isinstance(row, BadRow):
             return replace(row, reason=f"{where}: {row.reason}", line=number)
         columns = {key: value for key, value in sample.items() if key not in PLACE_COLUMNS}
+        if not self.compat:
+            columns = _without_fillers(columns, path)
         try:
             return replace(row, meta=known_fields(columns, where=where, kind=KIND, compat=self.compat))
         except ItemError as error:
@@ -183,6 +185,14 @@ class _Reader:
             # a path of another computer, perhaps one with backslashes
             base = name.replace("\\", "/").rpartition("/")[2]
             yield from (os.path.join(folder, base) for folder in self.search if base)
+
+
+def _without_fillers(columns: dict[str, Json], path: str) -> dict[str, Json]:
+    """Without what dataset builders write where they know nothing: a caption made of the name, lyrics nobody gave."""
+    is_made_up = columns.get("labeled") is False and columns.get("caption") == caption_of_name(path)
+    is_unsung = columns.get("raw_lyrics") == "" and columns.get("lyrics") == INSTRUMENTAL
+    fillers = [name for name, is_filler in (("caption", is_made_up), ("lyrics", is_unsung)) if is_filler]
+    return {key: value for key, value in columns.items() if key not in fillers}
 
 
 def _no_value(_: str) -> None:

@@ -6,37 +6,23 @@
 caption gets its file's name for one, as in Side-Step; a note counts them, for a made-up caption teaches little.
 """
 
-# Songs can be many: `pathlib` takes several times as long per file as `os`.
-# ruff: noqa: PTH118, PTH119, PTH120, PTH122
-
 from __future__ import annotations
 
-import os
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePath
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 from woodshed.chance import generator
 from woodshed.contracts import BadRow, Item
-from woodshed.errors import ItemError, UsageError
-from woodshed.sources.dataset_json import DatasetFile, load_dataset_json, read_dataset_json
-from woodshed.sources.folder import AUDIO_SUFFIXES, Root, file_row, read_folders
-from woodshed.sources.manifest import SUFFIXES as MANIFEST_SUFFIXES
-from woodshed.sources.manifest import read_manifest
-from woodshed.sources.song_fields import TagPosition, canonical, caption_of_name, finished_meta, known_fields
-from woodshed.sources.song_sidecar import SUFFIXES, read_song_sidecars, sidecar_listing, sidecars_beside
+from woodshed.errors import UsageError
+from woodshed.sources.dataset_json import DatasetFile
+from woodshed.sources.song_fields import TagPosition, caption_of_name, finished_meta
+from woodshed.sources.song_rows import FoundSongs, SongAccount, find_songs
 from woodshed.sources.source import Source
 
 SIDE_STEP_SEED = 42
 """With which Side-Step shuffles songs to pick those that are prompted by genre."""
-MAX_NAMES_TOLD = 3
-DATASET_NAME = "dataset.json"
-_BELONG_TO_NO_SONG = ("readme", "license", "licence", "notice", "copying", "credits", "dataset", "requirements")
-"""Beginnings of text and JSON files that nobody takes for sidecars."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,38 +74,16 @@ def open_songs(
         UsageError: neither is given, or what is given does not exist or cannot be used.
     """
     tags = tags or TagRules()
-    given = dataset_json if dataset_json is not None else audio_dir
-    flag = "--audio-dir" if dataset_json is None else "--dataset-json"
-    if given is None:
-        raise UsageError("no songs are given", hint="give --audio-dir FOLDER or --dataset-json FILE")
-    path = Path(given).absolute()
-    suffix = path.suffix.lower()
-    found: _Found
-    if not path.exists():
-        raise UsageError(f"{flag} {given} does not exist", hint="relative paths start at the working folder")
-    if path.is_dir() and dataset_json is None:
-        kind, found = "folder", partial(_in_folder, str(path), tuple(exclude))
-    elif suffix in MANIFEST_SUFFIXES:
-        kind, found = "manifest", partial(_in_manifest, str(path))
-    elif suffix == ".json":
-        dataset = load_dataset_json(str(path))
-        tags = _over(tags, dataset)
-        kind, found = "dataset", partial(_in_dataset, dataset, audio_dir if dataset_json is not None else None)
-    elif suffix in AUDIO_SUFFIXES and dataset_json is None:
-        kind, found = "file", partial(_one_file, str(path))
-    else:
-        wish = "a dataset.json or a manifest" if dataset_json is not None else "a folder, a data set, nor a sound"
-        raise UsageError(
-            f"{flag} {given} is not {wish}",
-            hint=f"a data set is a .json, a manifest {', '.join(MANIFEST_SUFFIXES)}; a folder goes to --audio-dir",
-        )
+    found = find_songs(audio_dir, dataset_json, exclude=exclude)
+    if found.dataset is not None:
+        tags = _over(tags, found.dataset)
     # Side-Step gives songs of a data set no caption where the data set has none.
-    songs = _Songs(found=found, tags=tags, compat=compat, notes=notes, captioned=not (compat and kind == "dataset"))
-    return Source(
-        roots=(str(path if kind in ("folder", "file") else path.parent),),
-        read=songs.rows,
-        about={"kind": kind, "name": path.resolve().name},
+    songs = _Songs(
+        found=found, tags=tags, compat=compat, notes=notes, captioned=not (compat and found.kind == "dataset")
     )
+    root = found.path if found.kind in ("folder", "file") else found.path.parent
+    about = {"kind": found.kind, "name": found.path.resolve().name}
+    return Source(roots=(str(root),), read=songs.rows, about=about)
 
 
 def side_step_genre_choice(paths: Mapping[str, str], genre_ratio: float) -> frozenset[str]:
@@ -137,54 +101,11 @@ def side_step_genre_choice(paths: Mapping[str, str], genre_ratio: float) -> froz
     return frozenset(ids[:num_chosen])
 
 
-@dataclass(slots=True)
-class _Account:
-    """What one reading of the source comes across."""
-
-    compat: bool
-    counts: Counter[str] = field(default_factory=Counter)
-    firsts: dict[str, str] = field(default_factory=dict)
-    """The first song of each count."""
-    orphans: dict[str, set[str]] = field(default_factory=dict)
-    """Folder -> its sidecars that belong to no song so far."""
-
-    def count(self, what: str, name: str) -> None:
-        self.counts[what] += 1
-        self.firsts.setdefault(what, name)
-
-    def notes(self) -> Iterator[str]:
-        """What the user should know, one sentence each."""
-        sentences = {
-            "no_caption": "{songs} without a caption: the file name is taken for one, which teaches little",
-            "plain_caption": "{songs} with a text beside it that has no known key: it is read as the caption",
-            "plain_lyrics": "{songs} with a text beside it that has no caption in it: it is read as the lyrics",
-            "overruled": "{songs} with sidecars that do not agree: .json counts more than .txt, and that more than "
-            ".caption.txt and .lyrics.txt",
-            "json_unread": "{songs} with a .json sidecar, which Side-Step does not read: it is left out",
-            "no_genre": "{songs} chosen by the genre ratio without a genre: the caption stays the prompt",
-        }
-        for what, sentence in sentences.items():
-            if count := self.counts[what]:
-                songs = f"{count} songs" if count > 1 else "one song"
-                yield f"{sentence.format(songs=songs)} (the first is {self.firsts[what]!r})"
-        if self.counts["dataset_unread"]:
-            yield f"the folder holds a {DATASET_NAME}, which is not read: give it to --dataset-json if it is to count"
-        lost = sorted(os.path.join(folder, name) for folder, names in self.orphans.items() for name in names)
-        if lost:
-            names = ", ".join(map(repr, lost[:MAX_NAMES_TOLD])) + (", ..." if len(lost) > MAX_NAMES_TOLD else "")
-            what = f"{len(lost)} sidecars belong" if len(lost) > 1 else "one sidecar belongs"
-            yield f"{what} to no song: {names}"
-
-
-_Found: TypeAlias = Callable[[_Account], Iterator[Item | BadRow]]
-"""Finds rows whose `Item.meta` is what `known_fields` gives."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Songs:
     """Rows that are found, finished by the rules of the run."""
 
-    found: _Found
+    found: FoundSongs
     tags: TagRules
     compat: bool
     notes: list[str] | None
@@ -192,8 +113,8 @@ class _Songs:
     """Whether a song without a caption gets its name for one."""
 
     def rows(self) -> Iterator[Item | BadRow]:
-        account = _Account(compat=self.compat)
-        rows = self.found(account)
+        account = SongAccount(compat=self.compat)
+        rows = self.found.read(account)
         choice = None
         if self.compat and self.tags.genre_ratio:
             collected = list(rows)
@@ -208,7 +129,7 @@ class _Songs:
         if self.notes is not None:
             self.notes.extend(account.notes())
 
-    def _finished(self, row: Item, *, use_genre: bool, account: _Account) -> Item:
+    def _finished(self, row: Item, *, use_genre: bool, account: SongAccount) -> Item:
         if self.captioned and "caption" not in row.meta:
             account.count("no_caption", row.id)
         if use_genre and "genre" not in row.meta:
@@ -231,78 +152,3 @@ def _over(tags: TagRules, dataset: DatasetFile) -> TagRules:
         tag_position=tags.tag_position or dataset.tag_position,
         genre_ratio=dataset.genre_ratio if tags.genre_ratio is None else tags.genre_ratio,
     )
-
-
-def _in_folder(folder: str, exclude: Sequence[str], account: _Account) -> Iterator[Item | BadRow]:
-    listings: dict[str, dict[str, str]] = {}
-    for row in read_folders([Root(path=folder)], exclude=exclude, captions=False):
-        if isinstance(row, BadRow):
-            yield row
-            continue
-        place, name = os.path.split(row.path)
-        if place not in listings:
-            listings[place] = _sidecars_in(place)
-            account.orphans[os.path.dirname(row.relpath)] = {
-                listed for listed in listings[place].values() if not listed.lower().startswith(_BELONG_TO_NO_SONG)
-            }
-            if os.path.dirname(row.relpath) == "" and DATASET_NAME in listings[place]:
-                account.count("dataset_unread", DATASET_NAME)
-        stem = os.path.splitext(name)[0]
-        account.orphans[os.path.dirname(row.relpath)] -= {listings[place].get(stem + end, "") for end in SUFFIXES}
-        yield _with_sidecars(row, listings[place], account)
-
-
-def _one_file(path: str, account: _Account) -> Iterator[Item | BadRow]:
-    name = os.path.basename(path)
-    row = file_row(path, row_id=name, relpath=name, sidecars=())
-    yield row if isinstance(row, BadRow) else _with_sidecars(row, _sidecars_in(os.path.dirname(path)), account)
-
-
-def _sidecars_in(folder: str) -> dict[str, str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sidecar_listing(entry.name for entry in entries if not entry.is_dir())
-    except OSError as error:
-        # its sounds were listed a moment ago
-        raise UsageError(f"the folder {folder} cannot be read any more: {error.strerror}") from error
-
-
-def _with_sidecars(row: Item, listing: Mapping[str, str], account: _Account) -> Item | BadRow:
-    files = sidecars_beside(row.path, listing)
-    if not files:
-        return row
-    try:
-        reading = read_song_sidecars(files, compat=account.compat)
-    except ItemError as error:
-        return BadRow(id=row.id, kind=error.kind, reason=str(error))
-    if reading.plain is not None:
-        account.count(f"plain_{reading.plain}", row.id)
-    if reading.overruled:
-        account.count("overruled", row.id)
-    if account.compat and files.json is not None:
-        account.count("json_unread", row.id)
-    return replace(row, meta=reading.known)
-
-
-def _in_dataset(dataset: DatasetFile, audio_dir: str | None, account: _Account) -> Iterator[Item | BadRow]:
-    return read_dataset_json(dataset, audio_dir=audio_dir, compat=account.compat)
-
-
-def _in_manifest(path: str, account: _Account) -> Iterator[Item | BadRow]:
-    for row in read_manifest(path):
-        if isinstance(row, BadRow):
-            yield row
-            continue
-        columns = dict(row.meta)
-        prompt = columns.pop("prompt", None)
-        if prompt is not None and not any(canonical(name) == "caption" for name in columns):
-            columns["caption"] = prompt
-            if columns.get("text") == prompt:
-                del columns["text"]
-        where = f"row {row.id!r} of {os.path.basename(path)}"
-        try:
-            known = known_fields(columns, where=where, kind="bad_row", compat=account.compat)
-        except ItemError as error:
-            yield BadRow(id=row.id, kind=error.kind, reason=str(error))
-        else:
-            yield replace(row, meta=known)
