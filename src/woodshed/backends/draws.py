@@ -1,4 +1,4 @@
-"""What backends do alike with draws: the timestep that a loss needs, and pairs of one shape in one pass."""
+"""Draws: how training makes them, the timestep that a loss needs, and pairs of one shape in one pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from woodshed.contracts import Draw
+from woodshed.chance import generator
+from woodshed.contracts import Draw, Trainable
 from woodshed.errors import UsageError
 
 E = TypeVar("E")
+
+
+def training_draw(model: Trainable, *key: str | int, seed: int) -> Draw:
+    """One draw as the model's own training makes them: its timesteps, its share of dropped conditions.
+
+    Args:
+        key: what the draw is for, such as the example's name and the number of the look. The same key and seed give the
+            same draw on every machine, whatever was drawn before.
+    """
+    chance = generator(seed, *key, "draw")
+    noise_seed, quantile, dropped = int(chance.integers(2**63)), float(chance.random()), float(chance.random())
+    return Draw(seed=noise_seed, timestep=model.timestep(quantile), drop_condition=dropped < model.condition_dropout)
 
 
 def timestep_of(draw: Draw) -> float:
