@@ -40,6 +40,8 @@ FIELDS: Final = (
     *("custom_tag", "tag_position", "prompt_override", "repeat", "duration", "lyrics"),
 )
 """Canonical names, in the order in which they are written."""
+DESCRIPTIVE: Final = ("caption", "genre", "lyrics", "bpm", "keyscale", "timesignature", "language")
+"""Fields that describe the music. Of a song with none of them nothing is known: tags and lengths are no description."""
 TEXT_FIELDS: Final = frozenset({"caption", "genre", "keyscale", "timesignature", "language", "custom_tag", "lyrics"})
 
 Known: TypeAlias = dict[str, Json]
@@ -112,6 +114,8 @@ def finished_meta(
 ) -> dict[str, Json]:
     """The metadata of a song's item: every field has a value, and what the song leaves open comes from the run.
 
+    `has_sidecar` says whether anything that describes the music was known, wherever it stood.
+
     Args:
         caption: for a song without one.
         custom_tag: of the run.
@@ -135,7 +139,7 @@ def finished_meta(
         "use_genre": use_genre,
         "repeat": known.get("repeat", 1),
         "given_duration_s": known.get("duration"),
-        "has_sidecar": any(known.get(field) not in (None, "") for field in FIELDS),
+        "has_sidecar": any(field in known for field in DESCRIPTIVE),
     }
     if meta["caption"]:
         meta["prompt"] = meta["caption"]

@@ -87,14 +87,19 @@ class FoundSongs:
     dataset: DatasetFile | None = None
 
 
-def find_songs(audio_dir: str | None, dataset_json: str | None, *, exclude: Sequence[str] = ()) -> FoundSongs:
+def find_songs(
+    audio_dir: str | None, dataset_json: str | None, *, exclude: Sequence[str] = (), called: str | None = None
+) -> FoundSongs:
     """Look at what is given, and open it when it is read; arguments as for `open_songs`.
+
+    Args:
+        called: how messages call what is given, where it is no flag of `woodshed songs`.
 
     Raises:
         UsageError: neither is given, or what is given does not exist or cannot be used.
     """
     given = dataset_json if dataset_json is not None else audio_dir
-    flag = "--audio-dir" if dataset_json is None else "--dataset-json"
+    flag = called or ("--audio-dir" if dataset_json is None else "--dataset-json")
     if given is None:
         raise UsageError("no songs are given", hint="give --audio-dir FOLDER or --dataset-json FILE")
     path = Path(given).absolute()
@@ -135,7 +140,7 @@ def walk_songs(
         place, name = os.path.split(row.path)
         below = os.path.dirname(row.relpath)
         if place not in listings:
-            listings[place] = _sidecars_in(place)
+            listings[place] = sidecars_in(place)
             account.saw_folder(below, listings[place])
         stem = os.path.splitext(name)[0]
         account.orphans[below] -= {listings[place].get(stem + suffix, "") for suffix in SUFFIXES}
@@ -150,17 +155,21 @@ def _in_folder(folder: str, exclude: Sequence[str], account: SongAccount) -> Ite
 def _one_file(path: str, account: SongAccount) -> Iterator[Item | BadRow]:
     name = os.path.basename(path)
     row = file_row(path, row_id=name, relpath=name, sidecars=())
-    files = sidecars_beside(path, _sidecars_in(os.path.dirname(path)))
+    files = sidecars_beside(path, sidecars_in(os.path.dirname(path)))
     yield row if isinstance(row, BadRow) else _with_sidecars(row, files, account)
 
 
-def _sidecars_in(folder: str) -> dict[str, str]:
+def sidecars_in(folder: str) -> dict[str, str]:
+    """`sidecar_listing` of a folder on the disk.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             return sidecar_listing(entry.name for entry in entries if not entry.is_dir())
     except OSError as error:
-        # its sounds were listed a moment ago
-        raise UsageError(f"the folder {folder} cannot be read any more: {error.strerror}") from error
+        raise UsageError(f"the folder {folder} cannot be read: {error.strerror}") from error
 
 
 def _with_sidecars(row: Item, files: SidecarFiles, account: SongAccount) -> Item | BadRow:

@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from woodshed.audio.opening import open_file
 from woodshed.errors import AudioError, ItemError
@@ -116,10 +116,8 @@ def read_song_sidecars(files: SidecarFiles, *, compat: bool = False) -> SidecarR
     if files.text is not None:
         text = read_sidecar_text(files.text)
         layers[1] = known_of_text(text, where=where(files.text))
-        if not has_fields(text) and (whole := tidy(text)):
-            is_lyrics = files.caption is not None or _SECTION.search(whole) is not None
-            plain = "lyrics" if is_lyrics else "caption"
-            layers[1] = {plain: whole}
+        if plain := plain_field(text, has_caption_file=files.caption is not None):
+            layers[1] = {plain: tidy(text)}
     if files.json is not None:
         columns = parse_object(read_sidecar_text(files.json), where=where(files.json), kind=KIND)
         layers[2] = known_fields(columns, where=where(files.json), kind=KIND)
@@ -194,6 +192,17 @@ def key_of_line(line: str) -> tuple[str, str] | None:
 def has_fields(text: str) -> bool:
     """Whether any line starts a field, with or without a value."""
     return any(key_of_line(line) for line in _lines(text))
+
+
+def plain_field(text: str, *, has_caption_file: bool) -> Literal["caption", "lyrics"] | None:
+    """What a text without known keys is; None for one with keys, and for an empty one.
+
+    >>> plain_field("a calm piano", has_caption_file=False), plain_field("[Verse]\\nla", has_caption_file=False)
+    ('caption', 'lyrics')
+    """
+    if has_fields(text) or not tidy(text):
+        return None
+    return "lyrics" if has_caption_file or _SECTION.search(tidy(text)) is not None else "caption"
 
 
 def where(path: str) -> str:
