@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console, Group
 
+from woodshed.cli.show_songs_convert import lines_of
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.songs_convert import SongsConvertReport, run
@@ -126,6 +129,26 @@ def test_a_data_set_becomes_sidecars(songs: Path) -> None:
 def test_a_folder_becomes_a_data_set(songs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gives no samples: all 7 songs failed \(try: the first: .*is empty: 0 bytes"):
         run(checked(SongsConvertSettings, {"source": songs, "to": "dataset", "output": tmp_path / "d.json"}))
+
+
+def test_how_the_report_reads(songs: Path) -> None:
+    text = shown(lines_of(convert(songs)))
+    assert text.startswith("done, but 1 of 7 songs failed\nsongs 7\nwritten 2\n")
+    assert "left alone 4 (" in text
+    assert "says something else 1" in text
+    assert "failed 1 (bad_sidecar 1)" in text
+    assert "note: text has no place for these columns, which stay where they are: mood (1)" in text
+    (songs / "e.json").unlink()
+    assert shown(lines_of(convert(songs))).startswith("nothing to do\n")
+    (songs / "a/one.txt").unlink()
+    assert shown(lines_of(convert(songs, dry_run=True))).startswith("looked only: nothing was written\n")
+
+
+def shown(page: Group) -> str:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(page, markup=False, highlight=False)
+    return "\n".join(" ".join(line.split()) for line in capture.get().split("\n"))
 
 
 def test_names_of_any_bytes(tmp_path: Path) -> None:

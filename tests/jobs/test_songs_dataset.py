@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.jobs.test_songs_convert import shown
+from woodshed.cli.show_songs_dataset import lines_of
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.songs_convert import run as convert
@@ -153,6 +155,17 @@ def test_a_dry_run_writes_nothing(songs: Path) -> None:
     report = dataset(songs, dry_run=True)
     assert (report.num_written, report.is_written) == (4, False)
     assert not (songs / "dataset.json").exists()
+
+
+def test_how_the_report_reads(songs: Path) -> None:
+    (songs / "empty.wav").touch()
+    text = shown(lines_of(dataset(songs)))
+    assert text.startswith(
+        "done, but 1 of 5 songs failed and are not in the file\nsongs 5\nsamples 4 (2 with a caption"
+    )
+    assert f"woodshed songs --dataset-json {songs}/dataset.json" in text.replace("\n", " ")
+    (songs / "empty.wav").unlink()
+    assert shown(lines_of(dataset(songs))).startswith("nothing to do: the file says this already\n")
 
 
 def test_convert_to_dataset_is_the_same(songs: Path, tmp_path: Path) -> None:

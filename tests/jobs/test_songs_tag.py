@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.jobs.test_songs_convert import shown
+from woodshed.cli.show_songs_tag import lines_of
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.songs_tag import SongsTagReport, run
@@ -140,6 +142,23 @@ def test_a_part_of_a_longer_tag_is_left_alone_and_told(songs: Path) -> None:
     report = tag(songs, remove="neo")
     assert tags_of(songs)["text.wav"] == "zed neo"
     assert report.notes == ("one song has 'neo' as a part of a longer tag, which is left alone: commas part tags",)
+
+
+def test_how_the_report_reads(songs: Path) -> None:
+    text = shown(lines_of(tag(songs)))
+    assert text.startswith("tags of 8 songs\nsongs 8\ntags (none) (6), ")
+    assert "both.wav over" in text
+    assert "unchanged" not in text
+    assert shown(lines_of(tag(songs, add="zed", dry_run=True))).startswith("looked only: nothing was written\n")
+    text = shown(lines_of(tag(songs, add="zed")))
+    assert text.startswith("done\nsongs 8\nchanged 7 (2 got a new sidecar)\nunchanged 1\n")
+    assert "text.wav old zed, old" in text
+    assert shown(lines_of(tag(songs, add="zed"))).startswith("nothing to do\n")
+    for number in range(20):
+        (songs / f"{number}.wav").touch()
+    text = shown(lines_of(tag(songs, add="neo", position="replace", dry_run=True)))
+    assert "to be changed 27 (20 got a new sidecar)" in text
+    assert "and 17 more" in text
 
 
 @pytest.mark.parametrize(

@@ -43,4 +43,4 @@ def _head(report: SongsDatasetReport) -> str:
 def _next(report: SongsDatasetReport) -> list[str]:
     if report.dry_run:
         return []
-    return ["next:", f"  woodshed songs --dataset-json {shlex.quote(report.output)} --checkpoint-dir ... --output ..."]
+    return ["next:", f"  woodshed songs --dataset-json {shlex.quote(report.output)} --output my-tensors"]

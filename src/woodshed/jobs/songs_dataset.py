@@ -133,7 +133,7 @@ def _measured(row: Item | BadRow, tally: SongTally) -> tuple[Item, float] | None
         return None
     except UnicodeEncodeError:
         tally.fail(
-            BadRow(id=row.id, kind="bad_name", reason="its name is not UTF-8: JSON cannot hold it (try: rename it)")
+            BadRow(id=row.id, kind="metadata", reason="its name is not UTF-8: JSON cannot hold it (try: rename it)")
         )
         return None
     tally.write()

@@ -140,7 +140,11 @@ def walk_songs(
         place, name = os.path.split(row.path)
         below = os.path.dirname(row.relpath)
         if place not in listings:
-            listings[place] = sidecars_in(place)
+            try:
+                listings[place] = sidecars_in(place)
+            except ItemError as error:
+                yield BadRow(id=row.id, kind=error.kind, reason=str(error)), SidecarFiles()
+                continue
             account.saw_folder(below, listings[place])
         stem = os.path.splitext(name)[0]
         account.orphans[below] -= {listings[place].get(stem + suffix, "") for suffix in SUFFIXES}
@@ -155,21 +159,29 @@ def _in_folder(folder: str, exclude: Sequence[str], account: SongAccount) -> Ite
 def _one_file(path: str, account: SongAccount) -> Iterator[Item | BadRow]:
     name = os.path.basename(path)
     row = file_row(path, row_id=name, relpath=name, sidecars=())
-    files = sidecars_beside(path, sidecars_in(os.path.dirname(path)))
-    yield row if isinstance(row, BadRow) else _with_sidecars(row, files, account)
+    if isinstance(row, BadRow):
+        yield row
+        return
+    try:
+        files = sidecars_beside(path, sidecars_in(os.path.dirname(path)))
+    except ItemError as error:
+        yield BadRow(id=row.id, kind=error.kind, reason=str(error))
+    else:
+        yield _with_sidecars(row, files, account)
 
 
 def sidecars_in(folder: str) -> dict[str, str]:
     """`sidecar_listing` of a folder on the disk.
 
     Raises:
-        UsageError: it cannot be read.
+        ItemError: of kind `bad_sidecar`: it cannot be read, so nobody knows whether there are any.
     """
     try:
         with os.scandir(folder) as entries:
             return sidecar_listing(entry.name for entry in entries if not entry.is_dir())
     except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be read: {error.strerror}") from error
+        reason = f"sidecars in {folder!r} cannot be looked for: {error.strerror}"
+        raise ItemError(reason, kind="bad_sidecar") from error
 
 
 def _with_sidecars(row: Item, files: SidecarFiles, account: SongAccount) -> Item | BadRow:
