@@ -213,7 +213,7 @@ def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
 def test_compat_reads_as_side_step_does(tmp_path: Path) -> None:
     # a text without a caption in it is lyrics as a whole, keys and all
     assert read(tmp_path, compat=True, txt="bpm: 90\nkey: C\n").known == {"lyrics": "bpm: 90\nkey: C"}
-    assert read(tmp_path, compat=True, txt="A calm piano").known == {"lyrics": "A calm piano"}
+    assert read(tmp_path, compat=True, txt="A calm \r\npiano\r\n").known == {"lyrics": "A calm \npiano"}
     text = "dropped\ncaption: a\n# stays\nis_instrumental: false\n# goes\ntempo: 85.9\nbpm: 86.9\nlyrics:\nx"
     expected = {"caption": "a\n# stays", "is_instrumental": False, "bpm": 86, "lyrics": "x"}
     assert read(tmp_path, compat=True, txt=text, json='{"caption": "not read"}').known == expected

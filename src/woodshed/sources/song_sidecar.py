@@ -265,12 +265,18 @@ def _lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _separate(files: SidecarFiles) -> Known:
+def _separate(files: SidecarFiles, *, compat: bool = False) -> Known:
     known: Known = {}
     for field, path in (("caption", files.caption), ("lyrics", files.lyrics)):
-        if path is not None and (text := tidy(read_sidecar_text(path))):
+        text = "" if path is None else read_sidecar_text(path)
+        if text := _stripped(text) if compat else tidy(text):
             known[field] = text
     return known
+
+
+def _stripped(text: str) -> str:
+    """As Side-Step reads a text of one field: white space stays at the ends of lines."""
+    return "\n".join(_lines(text)).strip()
 
 
 def _as_side_step(files: SidecarFiles) -> SidecarReading:
@@ -278,9 +284,9 @@ def _as_side_step(files: SidecarFiles) -> SidecarReading:
     known = known_of_text(text, where=where(files.text), compat=True) if files.text is not None else {}
     if "caption" in known:
         return SidecarReading(known=known)
-    if "caption" in (separate := _separate(files)):
+    if "caption" in (separate := _separate(files, compat=True)):
         return SidecarReading(known=separate)
-    whole = text.strip()
+    whole = _stripped(text)
     return SidecarReading(known={"lyrics": whole} if whole else {}, plain="lyrics" if whole else None)
 
 
