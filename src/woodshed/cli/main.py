@@ -134,6 +134,34 @@ COMMANDS = (
         ),
     ),
     Command(
+        name="songs convert",
+        summary="Turn sidecars and dataset.json into each other; nothing is lost unseen.",
+        settings="songs_convert_settings.SongsConvertSettings",
+        is_watched=False,
+        examples=(
+            "woodshed songs convert my-songs",
+            "woodshed songs convert dataset.json --dry-run",
+            "woodshed songs convert my-songs --to json --overwrite",
+        ),
+    ),
+    Command(
+        name="songs tag",
+        summary="Add, remove, clear or list the trigger tags of all songs of a folder.",
+        settings="songs_tag_settings.SongsTagSettings",
+        is_watched=False,
+        examples=("woodshed songs tag my-songs", "woodshed songs tag my-songs --add zed"),
+    ),
+    Command(
+        name="songs dataset",
+        summary="Gather a folder of songs and their sidecars in one dataset.json.",
+        settings="songs_dataset_settings.SongsDatasetSettings",
+        is_watched=False,
+        examples=(
+            "woodshed songs dataset my-songs",
+            "woodshed songs dataset my-songs --tag zed --genre-ratio 20 --output dataset.json",
+        ),
+    ),
+    Command(
         name="demo",
         summary="Encode, verify and decode real speech and music with the embedded model.",
         settings="settings.DemoSettings",

@@ -14,6 +14,9 @@ from woodshed.contracts import Summary
 from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanReport, SpeechReport, VerifyReport
 
 OWN_PAGES = {
+    "SongsConvertReport": "show_songs_convert",
+    "SongsDatasetReport": "show_songs_dataset",
+    "SongsTagReport": "show_songs_tag",
     "SpeechDemoReport": "show_speech_demo",
     "SpeechInspectReport": "show_speech_inspect",
     "SpeechModelsReport": "show_speech_models",

@@ -57,4 +57,6 @@ class SongsTagSettings(Settings):
             return TagAction(kind="add", tag=self.add.strip(), position=self.position)
         if self.remove is not None:
             return TagAction(kind="remove", tag=self.remove.strip())
-        return TagAction(kind="clear" if self.clear else "list")
+        if self.clear:
+            return TagAction(kind="clear")
+        return TagAction(kind="list")

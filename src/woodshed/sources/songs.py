@@ -141,6 +141,9 @@ class _Songs:
             tag_position=self.tags.tag_position or "prepend",
             use_genre=use_genre,
         )
+        if self.compat and meta["given_duration_s"] is None and (not self.captioned or not row.meta):
+            # Side-Step measures a song of which a sidecar says something, and takes any other for 0 seconds long.
+            meta["given_duration_s"] = 0
         return replace(row, meta=meta)
 
 

@@ -1,4 +1,4 @@
-"""The condition of a song is the one that diffusers' own pipeline hands to its transformer, or Side-Step's, on demand."""
+"""A song's condition is the one that diffusers' own pipeline hands to its transformer, or Side-Step's, on demand."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_another_language_or_lyric_line_makes_another_condition(parts: TinyAceSt
 
 def test_side_step_conditions_are_padded_and_hear_no_reference(parts: TinyAceStep) -> None:
     song = SONG | {"given_duration_s": 12}
-    prompt = side_step_prompt(song)
+    prompt = side_step_prompt(song, duration_s=99.0)
     condition = made(parts, prompt, "side-step")
     # written down apart: texts padded to their longest, masks beside them, one frame of zeros for a timbre
     text = parts.tokenizer(prompt.text, padding="max_length", max_length=256, truncation=True, return_tensors="pt")

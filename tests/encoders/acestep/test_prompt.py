@@ -30,7 +30,7 @@ def as_song(known: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("known", KNOWN, ids=range(len(KNOWN)))
 def test_prompts_of_side_step_are_reproduced(known: dict[str, Any]) -> None:
-    assert side_step_prompt(as_song(known)).text == known["prompt"]
+    assert side_step_prompt(as_song(known), duration_s=99.0).text == known["prompt"]
 
 
 def pipeline_texts(song: dict[str, Any], *, language: str, duration_s: float) -> tuple[str, str]:

@@ -153,7 +153,8 @@ class SongEncoder:
 
     def _prompted(self, item: Item, song: Mapping[str, Json], facts: dict[str, Json]) -> dict[str, np.ndarray]:
         if self.options.manner == "side-step":
-            prompt = side_step_prompt(song)
+            assert item.audio is not None
+            prompt = side_step_prompt(song, duration_s=item.audio.duration_s)
         else:
             prompt = inference_prompt(song, duration_s=self.encoded_s(item))
         tokens = self._conditioner.tokens(prompt)

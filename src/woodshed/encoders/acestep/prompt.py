@@ -88,17 +88,21 @@ def inference_prompt(song: Mapping[str, Json], *, duration_s: float) -> Prompt:
     )
 
 
-def side_step_prompt(song: Mapping[str, Json]) -> Prompt:
-    """The texts that Side-Step's preprocessing makes: lyrics bare, and the length as the sidecar has it, or 0.
+def side_step_prompt(song: Mapping[str, Json], *, duration_s: float) -> Prompt:
+    """The texts that Side-Step's preprocessing makes: lyrics bare, and the length as the song's metadata has it.
 
-    >>> side_step_prompt({"caption": "warm pads", "lyrics": "la"}).lyrics
+    Args:
+        duration_s: length of the file, for a song whose metadata leaves it open.
+
+    >>> side_step_prompt({"caption": "warm pads", "lyrics": "la"}, duration_s=3.0).lyrics
     'la'
     """
+    given = song.get("given_duration_s")
     text = _text(
         described(song),
         song,
         timesignature=str(song.get("timesignature") or ""),
-        duration=int(song.get("given_duration_s") or 0),
+        duration=int(duration_s if given is None else given),
     )
     return Prompt(text=text, lyrics=str(song.get("lyrics") or "") or INSTRUMENTAL)
 
