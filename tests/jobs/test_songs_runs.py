@@ -192,7 +192,8 @@ def test_songs_are_cut_at_the_longest_duration(home: Path, model: tuple[Path, Ti
 @pytest.mark.parametrize("method", ["peak", "lufs"])
 def test_songs_are_brought_to_one_level(home: Path, model: tuple[Path, TinyAceStep], method: str) -> None:
     """As if the file had been made louder; the stored numbers say by how much."""
-    song = write_song(home / method / "song.wav", 1.6, seed=10)
+    # More than one window: what they share must be made louder once.
+    song = write_song(home / method / "song.wav", 14.6, seed=10)
     prepare(song.parent, home / f"{method} out", model[0], normalize=method)
     reader = open_reader(home / f"{method} out")
     (entry,) = reader.entries()

@@ -101,8 +101,9 @@ class SongEncoder:
         for example in self.frames.prepare(item):
             last = example.index
             if gain != 1.0:
-                example.arrays["audio"] *= np.float32(gain)
-                example.arrays[PEAK] *= np.float32(gain)
+                # Not in place: neighbouring windows may share the samples of their overlap.
+                for name in ("audio", PEAK):
+                    example.arrays[name] = example.arrays[name] * np.float32(gain)
             yield example
         song, estimated = self._completed(item)
         facts: dict[str, Json] = {"estimated": estimated}
