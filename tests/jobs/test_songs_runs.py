@@ -223,7 +223,7 @@ def test_tempo_and_key_that_are_estimated_are_shown_as_such(home: Path, model: t
     assert item["info"]["bpm"] is None, "what the sidecar says stays what it says"
     assert "- bpm: 120" in item["info"]["text_prompt"]
     assert "- keyscale: C major" in item["info"]["text_prompt"]
-    assert any("tempo that is stored of beat.wav is an estimate" in note for note in summary.notes)
+    assert any("tempo that is stored of beat.wav (120) is an estimate" in note for note in summary.notes)
 
 
 # ---- what Side-Step reads
@@ -305,6 +305,56 @@ def test_compat_makes_what_side_step_makes(home: Path, model: tuple[Path, TinyAc
     assert "- duration: 0 seconds" in bare["metadata"]["woodshed"]["text_prompt"]
     item = by_id(home / "compat")["live/song.wav"]
     assert len(item["condition"]) == int(song["encoder_attention_mask"].sum()), "read without its padding"
+
+
+def test_side_step_is_told_the_length_of_the_latents(home: Path, model: tuple[Path, TinyAceStep]) -> None:
+    """Its trainer divides frames by `duration` to know the frames of a second."""
+    song = write_song(home / "told" / "song.wav", 3.4, seed=12)
+    song.with_suffix(".txt").write_text("caption: x\nduration: 60\n")
+    for name, more, seconds in (("a", {}, 3), ("b", {"max_duration": 2.0}, 2), ("c", {"sidestep_compat": True}, 3)):
+        prepare(song.parent, home / f"told {name}", model[0], layout="sidestep", **more)
+        assert torch.load(home / f"told {name}" / "song.wav.pt", weights_only=True)["metadata"]["duration"] == seconds
+
+
+def test_compat_has_no_frame_for_what_does_not_fill_one(home: Path, model: tuple[Path, TinyAceStep]) -> None:
+    song = write_song(home / "part" / "song.wav", 1.3, seed=13)
+    prepare(song.parent, home / "part out", model[0], sidestep_compat=True)
+    stored = torch.load(home / "part out" / "song.wav.pt", weights_only=True)
+    assert stored["target_latents"].shape[0] == stored["context_latents"].shape[0] == 32
+    report = verify.run(VerifySettings(folder=home / "part out", reencode=1, device="cpu"), observer=Silent())
+    assert report.num_problems == 0, report.problems
+
+
+def test_preprocess_meta_says_what_dataset_json_says(home: Path, model: tuple[Path, TinyAceStep]) -> None:
+    folder = home / "said"
+    write_song(folder / "a.wav", 0.5, seed=14)
+    about = {"custom_tag": "zed", "tag_position": "append", "genre_ratio": 50}
+    data = {"metadata": about, "samples": [{"audio_path": "a.wav", "caption": "pads", "genre": "ambient"}]}
+    (folder / "dataset.json").write_text(json.dumps(data))
+    settings = SongsSettings(
+        dataset_json=folder / "dataset.json", output=home / "said out", checkpoint_dir=str(model[0]), device="cpu",
+        layout="sidestep",
+    )  # fmt: skip
+    run(settings, observer=Silent())
+    meta = json.loads((home / "said out" / "preprocess_meta.json").read_text())
+    assert {name: meta[name] for name in about} == about
+
+
+def test_sounds_above_full_scale_are_not_cut_off(home: Path, model: tuple[Path, TinyAceStep]) -> None:
+    """A loud master, brought to one peak, is what its quieter copy is."""
+    wave = np.stack([np.sin(np.arange(48_000) / 20), np.cos(np.arange(48_000) / 31)], axis=1).astype(np.float32)
+    for name, gain in (("loud", 2.0), ("quiet", 0.5)):
+        (home / name).mkdir()
+        soundfile.write(home / name / "song.wav", gain * wave, RATE_HZ, subtype="FLOAT")
+        prepare(home / name, home / f"{name} out", model[0], normalize="peak")
+    loud, quiet = (by_id(home / f"{name} out")["song.wav"]["latents"] for name in ("loud", "quiet"))
+    assert float((loud - quiet).abs().max()) < 1e-4 * float(quiet.std())
+
+
+def test_a_song_that_is_too_short_to_measure_is_told_of(home: Path, model: tuple[Path, TinyAceStep]) -> None:
+    song = write_song(home / "blip" / "song.wav", 0.3, seed=15)
+    summary = prepare(song.parent, home / "blip out", model[0], normalize="lufs")
+    assert any("loudness of song.wav cannot be measured" in note for note in summary.notes)
 
 
 def test_half_precision_is_stored_as_side_step_stores_it(

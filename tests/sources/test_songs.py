@@ -193,7 +193,8 @@ def test_a_manifest(songs: Path) -> None:
 def test_reading_again_gives_the_same_rows_and_what_the_source_is_called(songs: Path) -> None:
     source = open_songs(str(songs), None)
     assert list(source.rows()) == list(source.rows())
-    assert source.describe() == {"kind": "folder", "name": "in"}
+    tags = {"custom_tag": "", "tag_position": "prepend", "genre_ratio": 0}
+    assert source.describe() == {"kind": "folder", "name": "in", "tags": tags}
     assert source.roots == (str(songs),)
 
 

@@ -1,4 +1,4 @@
-"""A file as a model wants it: at the model's rate, within [-1, 1], with the model's number of channels."""
+"""A file as a model wants it: at the model's rate, within [-1, 1] if it asks for that, with its number of channels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def stream(
     rate_hz: int,
     num_channels: int,
     resampler: ResamplerName = "soxr",
+    clamp: bool = True,
     limits: DecodeLimits | None = None,
 ) -> Iterator[Float32[np.ndarray, "channel time"]]:
-    """Decode, resample, clamp to [-1, 1], apply the channel rule (`woodshed.audio.channels`): in this order.
+    """Decode, resample, clamp to [-1, 1] (unless told not to), apply the channel rule (`woodshed.audio.channels`).
 
     Blocks are contiguous, of varying length and never empty; joined they are `resampled_length(info.num_samples,
     info.rate_hz, rate_hz)` samples. Memory does not grow with the file.
@@ -41,7 +42,8 @@ def stream(
     for resampled in _resampled(source, changer, num_channels):
         # Channels apart first: the mean over interleaved channels takes twenty times as long as over whole rows.
         block = np.ascontiguousarray(resampled)
-        np.clip(block, -1, 1, out=block)
+        if clamp:
+            np.clip(block, -1, 1, out=block)
         # Finite values near the limit of float32 can overflow inside a filter.
         require_finite(block.T, path, start_sample=num_done)
         num_done += block.shape[1]

@@ -88,6 +88,8 @@ class FrameOptions:
     dtype: Literal["float16", "float32", "float64"] = "float32"
     random_crop: bool = False
     polarity_flip: bool = False
+    clamp: bool = True
+    """Whether samples beyond full scale are cut off, as stable-audio-tools cuts them."""
     longest_s: float | None = None
     """For `whole`: what is encoded of a longer clip, its beginning; None encodes all of it."""
     tokens_last: bool = False
@@ -127,8 +129,9 @@ class FrameEncoder:
         own = asdict(self.options)
         for name in ("window_frames", "quantum_frames"):  # exact for any window: not part of the identity
             del own[name]
-        if own["longest_s"] is None:  # as in folders from before there was such a bound
-            del own["longest_s"]
+        for name, value in (("longest_s", None), ("clamp", True)):
+            if own[name] == value:  # as in folders from before there was such an option
+                del own[name]
         return {"model": dict(self.model.fingerprint), "preprocessing": {"version": PREPROCESSING_VERSION, **own}}
 
     def outline(self, item: Item) -> Outline:
@@ -188,6 +191,7 @@ class FrameEncoder:
             rate_hz=self.model.rate_hz,
             num_channels=self.model.channels,
             resampler=self.options.resampler,
+            clamp=self.options.clamp,
             limits=self._limits,
         )
 

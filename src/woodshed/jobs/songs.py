@@ -28,7 +28,7 @@ from woodshed.run.memory import freed_memory_kept
 from woodshed.run.plan import Account, PlanOptions
 from woodshed.run.session import plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
-from woodshed.sources.songs import TagRules, open_songs
+from woodshed.sources.songs import TAGS, TagRules, open_songs
 from woodshed.sources.source import Row, Source
 from woodshed.store.folder import refuse_other_run
 from woodshed.store.log import CommitLog
@@ -109,7 +109,7 @@ def run(settings: SongsSettings, *, observer: Observer) -> Summary | PlanReport:
             ),
             observer=observer,
             stopped=stopped,
-            derive=_deriving(settings, model, store),
+            derive=_deriving(settings, source, model, store),
         )
         told = [*notes, *summary.notes, *song_notes(store.log)]
     return replace(summary, notes=tuple(told), next_steps=_next_steps())
@@ -187,7 +187,7 @@ def _dry_run(
     return plan_report(output, work, model.encoder.spec, computed_s_per_s=speed, notes=notes)
 
 
-def _deriving(settings: SongsSettings, model: SongModel, store: Store) -> Any:
+def _deriving(settings: SongsSettings, source: Source, model: SongModel, store: Store) -> Any:
     """What writes `preprocess_meta.json` from the log; None for a layout that has none."""
     if settings.layout != SideStep.name:
         return None
@@ -200,9 +200,7 @@ def _deriving(settings: SongsSettings, model: SongModel, store: Store) -> Any:
         "normalize": settings.normalize,
         "target_db": settings.target_db,
         "target_lufs": settings.target_lufs,
-        "custom_tag": settings.custom_tag,
-        "tag_position": settings.tag_position or "",
-        "genre_ratio": settings.genre_ratio or 0,
+        **source.about[TAGS],
     }
 
     def derive(account: Account, failures: Sequence[Failure], num_new: int) -> None:  # noqa: ARG001

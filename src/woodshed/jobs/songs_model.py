@@ -130,6 +130,8 @@ def _frame_options(settings: SongsSettings, dtype: torch.dtype) -> FrameOptions:
         seed=settings.seed,
         resampler=settings.resampler,
         dtype="float16" if dtype == torch.float16 and settings.layout == "shards" else "float32",
+        # Loud masters decode to more than full scale, and what is cut off cannot be turned down again.
+        clamp=False,
         longest_s=settings.max_duration or None,
         quantum_frames=QUANTUM_FRAMES,
     )

@@ -88,8 +88,8 @@ class SongsSettings(Settings):
     )
     sidestep_compat: bool = Field(
         default=False,
-        description="Give what Side-Step gives: bare lyrics of 512 tokens, padded texts, no reference, lengths as the "
-        "sidecars say. Its layout is then the default.",
+        description="Give what Side-Step gives: bare lyrics of 512 tokens, padded texts, no reference, prompts as "
+        "it writes them. Its layout is then the default.",
     )
     resampler: Literal["soxr", "torchaudio_sinc"] = Field(
         default="soxr", description="How songs are brought to the model's rate."

@@ -21,7 +21,14 @@ from woodshed.contracts import BadRow, Item, Json
 from woodshed.errors import ItemError, UsageError
 from woodshed.sources.folder import file_row
 from woodshed.sources.manifest import type_name, unused_id
-from woodshed.sources.song_fields import INSTRUMENTAL, TAG_POSITIONS, TagPosition, caption_of_name, known_fields
+from woodshed.sources.song_fields import (
+    INSTRUMENTAL,
+    TAG_POSITIONS,
+    TagPosition,
+    caption_of_name,
+    has_words,
+    known_fields,
+)
 
 KIND: Final = "bad_row"
 PLACE_COLUMNS: Final = ("audio_path", "filename")
@@ -188,10 +195,15 @@ class _Reader:
 
 
 def _without_fillers(columns: dict[str, Json], path: str) -> dict[str, Json]:
-    """Without what dataset builders write where they know nothing: a caption made of the name, lyrics nobody gave."""
+    """Without what dataset builders write where they know nothing: a caption made of the name, lyrics nobody gave, and
+    `is_instrumental` beside words."""
     is_made_up = columns.get("labeled") is False and columns.get("caption") == caption_of_name(path)
     is_unsung = columns.get("raw_lyrics") == "" and columns.get("lyrics") == INSTRUMENTAL
-    fillers = [name for name, is_filler in (("caption", is_made_up), ("lyrics", is_unsung)) if is_filler]
+    # They say of every song with an instrumental break that it is instrumental.
+    lyrics = columns.get("lyrics")
+    is_broken = columns.get("is_instrumental") is True and isinstance(lyrics, str) and has_words(lyrics)
+    found = (("caption", is_made_up), ("lyrics", is_unsung), ("is_instrumental", is_broken))
+    fillers = [name for name, is_filler in found if is_filler]
     return {key: value for key, value in columns.items() if key not in fillers}
 
 

@@ -56,6 +56,7 @@ _NO_VALUE = frozenset({"", "n/a", "none", "null", "unknown"})
 """How tools write that something is not known; for all fields but free text."""
 _FREE_TEXT = frozenset({"caption", "genre", "lyrics", "custom_tag"})
 _TRUE, _FALSE = frozenset({"true", "yes", "1"}), frozenset({"false", "no", "0"})
+_MARK = re.compile(r"\[[^\[\]\n]*\]")
 _CLOCK = re.compile(r"(?:(\d{1,2}):)?(\d{1,2}):(\d{2}(?:\.\d+)?)")
 
 
@@ -123,7 +124,8 @@ def finished_meta(
         use_genre: whether the genre ratio chose this song.
     """
     lyrics = known.get("lyrics", "")
-    is_wordless = not lyrics or INSTRUMENTAL.lower() in lyrics.lower()
+    # A song with an instrumental break has words besides its section marks.
+    is_wordless = not lyrics or (INSTRUMENTAL.lower() in lyrics.lower() and not has_words(lyrics))
     meta: dict[str, Json] = {
         "caption": known.get("caption", caption),
         "genre": known.get("genre", ""),
@@ -146,6 +148,15 @@ def finished_meta(
     if "extra" in known:
         meta["extra"] = known["extra"]
     return meta
+
+
+def has_words(lyrics: str) -> bool:
+    """Whether lyrics hold anything but section marks.
+
+    >>> has_words("[Instrumental]"), has_words("[Verse]\\nla\\n[Instrumental]")
+    (False, True)
+    """
+    return bool(_MARK.sub("", lyrics).strip())
 
 
 def caption_of_name(path: str) -> str:

@@ -61,6 +61,7 @@ class SongAccount:
             "overruled": "{songs} with sidecars that do not agree: .json counts more than .txt, and that more than "
             ".caption.txt and .lyrics.txt",
             "json_unread": "{songs} with a .json sidecar, which Side-Step does not read: it is left out",
+            "unsung_words": "{songs} with words and the mark `is_instrumental`: the words are left out",
             "no_genre": "{songs} chosen by the genre ratio without a genre: the caption stays the prompt",
         }
         for what, sentence in sentences.items():

@@ -17,10 +17,12 @@ from woodshed.chance import generator
 from woodshed.contracts import BadRow, Item
 from woodshed.errors import UsageError
 from woodshed.sources.dataset_json import DatasetFile
-from woodshed.sources.song_fields import TagPosition, caption_of_name, finished_meta
+from woodshed.sources.song_fields import TagPosition, caption_of_name, finished_meta, has_words
 from woodshed.sources.song_rows import FoundSongs, SongAccount, find_songs
 from woodshed.sources.source import Source
 
+TAGS = "tags"
+"""In `Source.about`: what the run and the data set say of tags and genres."""
 SIDE_STEP_SEED = 42
 """With which Side-Step shuffles songs to pick those that are prompted by genre."""
 
@@ -82,7 +84,12 @@ def open_songs(
         found=found, tags=tags, compat=compat, notes=notes, captioned=not (compat and found.kind == "dataset")
     )
     root = found.path if found.kind in ("folder", "file") else found.path.parent
-    about = {"kind": found.kind, "name": found.path.resolve().name}
+    said = {"custom_tag": tags.custom_tag, "tag_position": tags.tag_position or "prepend"}
+    about = {
+        "kind": found.kind,
+        "name": found.path.resolve().name,
+        TAGS: {**said, "genre_ratio": tags.genre_ratio or 0},
+    }
     return Source(roots=(str(root),), read=songs.rows, about=about)
 
 
@@ -141,6 +148,8 @@ class _Songs:
             tag_position=self.tags.tag_position or "prepend",
             use_genre=use_genre,
         )
+        if not self.compat and meta["is_instrumental"] and has_words(meta["lyrics"]):
+            account.count("unsung_words", row.id)
         if self.compat and meta["given_duration_s"] is None and (not self.captioned or not row.meta):
             # Side-Step measures a song of which a sidecar says something, and takes any other for 0 seconds long.
             meta["given_duration_s"] = 0

@@ -96,21 +96,23 @@ class SideStep:
         }
         described = json.loads(to_json(describe(record, place, self.spec), place))
         stream = io.BytesIO()
-        torch.save({**tensors, "metadata": {**side_step_metadata(place), "woodshed": described}}, stream)
+        metadata = side_step_metadata(place, encoded_s=described["num_samples"] / self.spec.rate_hz)
+        torch.save({**tensors, "metadata": {**metadata, "woodshed": described}}, stream)
         return stream.getvalue()
 
 
-def side_step_metadata(place: Place) -> dict[str, Json]:
-    """What Side-Step stores of a song; its `audio_path` is the path below the source root, which stays true."""
-    song, audio = place.item.meta, place.item.audio
-    given = song.get("given_duration_s")
-    real = 0 if audio is None else int(audio.duration_s)
+def side_step_metadata(place: Place, *, encoded_s: float) -> dict[str, Json]:
+    """What Side-Step stores of a song; its `audio_path` is the path below the source root, which stays true.
+
+    Its trainer takes `duration` for the length of the latents, so that is what it is, whatever a sidecar says.
+    """
+    song = place.item.meta
     return {
         "audio_path": _text(place.item.relpath),
         "filename": _text(place.item.relpath.rsplit("/", 1)[-1]),
         "caption": str(song.get("caption") or ""),
         "lyrics": str(song.get("lyrics") or "") or "[Instrumental]",
-        "duration": int(given) if given else real,
+        "duration": int(encoded_s),
         "bpm": song.get("bpm"),
         "keyscale": str(song.get("keyscale") or ""),
         "timesignature": str(song.get("timesignature") or ""),

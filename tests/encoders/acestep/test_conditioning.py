@@ -134,6 +134,15 @@ def test_side_step_conditions_are_padded_and_hear_no_reference(parts: TinyAceSte
     assert int(condition.mask.sum()) == num_real < 769
 
 
+@pytest.mark.parametrize("damage", ["short", "not finite"])
+def test_silence_that_cannot_stand_for_a_reference_is_refused(damage: str) -> None:
+    parts = build_acestep(silence_frames=20 if damage == "short" else 15_000)
+    if damage == "not finite":
+        parts.condition_encoder.silence_latent[0, 3] = torch.nan
+    with pytest.raises(ModelError, match="silence latent"):
+        conditioner(parts)
+
+
 def test_parts_of_two_checkpoints_are_refused(parts: TinyAceStep) -> None:
     other = build_acestep(num_latents=16)
     other.text_encoder.config.hidden_size = 48

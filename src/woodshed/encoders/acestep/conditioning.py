@@ -67,7 +67,14 @@ class Conditioner:
         parameter = next(condition_encoder.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         if manner == "inference":
-            reference = condition_encoder.silence_latent[:, : math.ceil(TIMBRE_S * frame_rate_hz)]
+            num_frames = math.ceil(TIMBRE_S * frame_rate_hz)
+            reference = condition_encoder.silence_latent[:, :num_frames]
+            if reference.shape[1] < num_frames or not bool(torch.isfinite(reference).all()):
+                raise ModelError(
+                    f"the checkpoint's silence latent has {reference.shape[1]} of the {num_frames} frames that stand "
+                    "for a reference, or values that are not finite",
+                    hint="fetch the checkpoint again: inference needs it too",
+                )
         else:
             reference = torch.zeros(1, 1, condition_encoder.silence_latent.shape[-1])
         self._reference = reference.to(self._device, self._dtype)

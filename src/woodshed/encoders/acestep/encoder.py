@@ -125,6 +125,14 @@ class SongEncoder:
         longest = self.frames.options.longest_s
         return item.audio.duration_s if longest is None else min(longest, item.audio.duration_s)
 
+    def in_manner(self, record: Record) -> Record:
+        """The latents as they are stored: Side-Step's have no frame for what does not fill one."""
+        num_frames = record.meta["num_samples"] // self.frames.model.hop_samples
+        if self.options.manner != "side-step" or not 0 < num_frames < record.meta["num_frames"]:
+            return record
+        arrays = {name: array[:, :num_frames] for name, array in record.arrays.items()}
+        return Record(arrays=arrays, meta={**record.meta, "num_frames": num_frames, "valid_frames": num_frames})
+
     def _loudness(self, item: Item) -> Loudness | None:
         if self.options.normalize == "none":
             return None
@@ -136,6 +144,7 @@ class SongEncoder:
             rate_hz=model.rate_hz,
             num_channels=model.channels,
             resampler=self.frames.options.resampler,
+            clamp=self.frames.options.clamp,
             limits=self._limits,
         )
         cut = _first(blocks, math.ceil(self.encoded_s(item) * model.rate_hz))
@@ -207,17 +216,17 @@ class _SongJoiner:
                 (self._record,) = made
             return []
         assert self._record is not None, "a condition is an item's last piece"
+        record = self._encoder.in_manner(self._record)
         arrays = {name: part[name] for name in (CONDITION, MASK) if name in self._encoder.spec.arrays}
         facts = json.loads(part[FACTS].tobytes())
         prompt = facts.pop("text_prompt")
-        meta = {**self._record.meta, "text_prompt": prompt, ROW: facts}
-        return [Record(arrays={**self._record.arrays, **arrays}, meta=meta)]
+        return [Record(arrays={**record.arrays, **arrays}, meta={**record.meta, "text_prompt": prompt, ROW: facts})]
 
 
 def _loudness_facts(loudness: Loudness, gain: float) -> dict[str, Json]:
     decibels = {"gain_db": 20 * math.log10(gain), "peak_db": loudness.peak_db + 20 * math.log10(gain)}
     if loudness.lufs is not None:
-        decibels["lufs_before"] = loudness.lufs
+        decibels["lufs_before"] = loudness.lufs  # None, as JSON, where nothing could be measured
     return {name: round(value, 2) if math.isfinite(value) else None for name, value in decibels.items()}
 
 
