@@ -142,7 +142,11 @@ class _Stopping(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_record_that_waits_for_its_shard_is_taken_back_alone(sounds: Path, tmp_path: Path, model: Model) -> None:
+def test_a_record_that_waits_for_its_shard_is_taken_back_alone(
+    sounds: Path, tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A quick machine is through with all of them before progress would be shown again.
+    monkeypatch.setattr("woodshed.run.engine.PROGRESS_EVERY_S", 0.0)
     shards: dict[str, Any] = {"layout": "shards", "batch_size": 1, "num_workers": 0, **model("tiny_tanh")}
     out = tmp_path / "out"
     encode(sounds, tmp_path / "whole", **shards)
