@@ -112,7 +112,7 @@ def test_one_tensor_in_the_fields_spellings(key: str) -> None:
 
 def test_peft_and_diffusers_write_the_keys_that_we_write() -> None:
     """PEFT's own injection into diffusers' class, saved by PEFT and by diffusers."""
-    peft = pytest.importorskip("peft")
+    import peft
 
     model = build_acestep(num_layers=1).transformer
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_out.0", "up_proj"]))
