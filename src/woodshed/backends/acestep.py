@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from woodshed.backends.draws import losses_by_shape, timestep_of
+from woodshed.backends.draws import checked_quantile, losses_by_shape, timestep_of
 from woodshed.backends.noise import noise
 from woodshed.contracts import Draw, Variant
 from woodshed.encoders.acestep.checkpoint import open_checkpoint
@@ -205,9 +205,7 @@ def timestep_quantile(quantile: float, *, mu: float, sigma: float) -> float:
     >>> round(timestep_quantile(0.5, mu=-0.4, sigma=1.0), 3)
     0.536
     """
-    if not 0 <= quantile <= 1:
-        raise UsageError(f"the quantile {quantile} is not within 0 and 1", hint="draw it between them")
-    root = math.sqrt(quantile)
+    root = math.sqrt(checked_quantile(quantile))
     if root in (0.0, 1.0):
         return root
     return 1 / (1 + math.exp(-(mu + sigma * NormalDist().inv_cdf(root))))

@@ -42,6 +42,17 @@ def timestep_of(draw: Draw) -> float:
     return draw.timestep
 
 
+def checked_quantile(quantile: float) -> float:
+    """The quantile as it is.
+
+    Raises:
+        UsageError: it is not within 0 and 1.
+    """
+    if not 0 <= quantile <= 1:
+        raise UsageError(f"the quantile {quantile} is not within 0 and 1", hint="draw it between them")
+    return quantile
+
+
 def losses_by_shape(
     examples: Sequence[E],
     draws: Sequence[Draw],

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from woodshed.backends.draws import losses_by_shape, timestep_of
+from woodshed.backends.draws import checked_quantile, losses_by_shape, timestep_of
 from woodshed.backends.noise import noise
 from woodshed.contracts import Draw, Variant
 from woodshed.encoders.checkpoints import read_config
@@ -83,9 +83,7 @@ class StableAudio:
         Raises:
             UsageError: the quantile is not within 0 and 1.
         """
-        if not 0 <= quantile <= 1:
-            raise UsageError(f"the quantile {quantile} is not within 0 and 1", hint="draw it between them")
-        return quantile
+        return checked_quantile(quantile)
 
     def example(self, item: Mapping[str, Any]) -> StableAudioExample:
         """Made of an item of `woodshed.open`.

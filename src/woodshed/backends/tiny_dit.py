@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from woodshed.backends.draws import timestep_of
+from woodshed.backends.draws import checked_quantile, timestep_of
 from woodshed.backends.noise import noise
 from woodshed.backends.tiny_dit_network import TinyDit, load_woodshed_tiny_dit
 from woodshed.contracts import Draw, Variant
@@ -90,9 +90,7 @@ class TinyDitBackend:
         >>> [round(woodshed_tiny_dit().timestep(q), 3) for q in (0.0, 0.1, 0.5, 1.0)]
         [0.0, 0.217, 0.5, 1.0]
         """
-        if not 0 <= quantile <= 1:
-            raise UsageError(f"the quantile {quantile} is not within 0 and 1", hint="draw it between them")
-        if quantile in (0.0, 1.0):
+        if checked_quantile(quantile) in (0.0, 1.0):
             return float(quantile)
         config = self.network.config
         return 1 / (1 + math.exp(-NormalDist(config.time_mean, config.time_std).inv_cdf(quantile)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from woodshed.errors import ModelError
@@ -25,8 +25,8 @@ class ModelFolder:
         self.name = str(name)
         self._revision: str | None = None
         self.is_local = Path(name).is_dir()
-        if not self.is_local and not HUB_NAME.fullmatch(self.name):
-            raise ModelError(f"there is no folder {self.name!r}, and it is not a hub name such as 'owner/model'")
+        if not self.is_local:
+            check_hub_name(self.name)
 
     def bring(self, patterns: Iterable[str]) -> Path:
         """The folder, after the files that match have come in: from the network, or else from an earlier run.
@@ -39,21 +39,37 @@ class ModelFolder:
         """
         if self.is_local:
             return Path(self.name)
-        folder = _snapshot(self.name, list(patterns), self._revision)
+        wanted = list(patterns)
+        folder = snapshot(self.name, lambda: wanted, revision=self._revision, extra="adapters")
         # A snapshot's folder is named by its commit: what comes later must be of the same one.
         self._revision = folder.name
         return folder
 
 
-def _snapshot(name: str, patterns: list[str], revision: str | None) -> Path:
+def check_hub_name(name: str) -> None:
+    """Raises `ModelError` for what is no folder here and cannot be a hub model's name either."""
+    if not HUB_NAME.fullmatch(name):
+        raise ModelError(f"there is no folder {name!r}, and it is not a hub name such as 'owner/model'")
+
+
+def snapshot(name: str, patterns: Callable[[], list[str]], *, revision: str | None = None, extra: str) -> Path:
+    """A folder with files of a hub model: from the network, or else from an earlier run.
+
+    Args:
+        patterns: says which files; it may ask the hub.
+        extra: of ours that brings the hub's client.
+
+    Raises:
+        ModelError: the client is missing, or the model cannot be had and nothing of it is on this machine.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ModelError(
-            f"{name!r} is no local folder, and hub names need huggingface_hub", hint="pip install 'woodshed[adapters]'"
+            f"{name!r} is no local folder, and hub names need huggingface_hub", hint=f"pip install 'woodshed[{extra}]'"
         ) from error
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns()))
     except (OSError, ValueError, RuntimeError) as online:
         # httpx errors of older and newer clients are OSError or RuntimeError; the copy of an earlier run may do.
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from woodshed.encoders.checkpoints import read_config
-from woodshed.encoders.weights import SHOWN_KEYS, TensorFile, open_safetensors
+from woodshed.encoders.weights import SHOWN_KEYS, TensorFile, open_safetensors, refuse_keys
 from woodshed.errors import ModelError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -131,22 +131,13 @@ def check_keys(expected: Mapping[str, tuple[int, ...]], tensors: TensorFile) -> 
         ModelError: lists the keys that are missing, extra or misshapen.
     """
     shapes = tensors.shapes
-    problems = {
-        "missing": [key for key in expected if key not in shapes],
-        "not of this model": [key for key in shapes if key not in expected],
-        "of another shape": [
+    refuse_keys(
+        tensors.path,
+        missing=[key for key in expected if key not in shapes],
+        extra=[key for key in shapes if key not in expected],
+        misshapen=[
             f"{key} is {list(shapes[key])} instead of {list(shape)}"
             for key, shape in expected.items()
             if key in shapes and shapes[key] != shape
         ],
-    }
-    told = [
-        f"{len(keys)} {what} ({', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''})"
-        for what, keys in problems.items()
-        if keys
-    ]
-    if told:
-        raise ModelError(
-            f"{tensors.path} does not fit the model config: keys {'; '.join(told)}",
-            hint="is this the checkpoint that belongs to the config?",
-        )
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from woodshed.encoders.checkpoints import Autoencoder, Parts, build, load_autoencoder, plan_autoencoder, read_config
+from woodshed.encoders.hub import check_hub_name, snapshot
 from woodshed.encoders.weights import TensorFile, open_tensors
 from woodshed.errors import ModelError
 
@@ -153,26 +154,14 @@ def _checkpoint_in(folder: Path) -> Path:
 
 def _hub_folder(name: str) -> Path:
     """A hub model's autoencoder files on this machine, downloaded if need be."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ModelError(f"there is no folder {name!r}, and it is not a hub name such as 'owner/model'")
-    try:
-        from huggingface_hub import HfApi, snapshot_download
-    except ImportError as error:
-        raise ModelError(
-            f"{name!r} is no local folder, and hub names need huggingface_hub", hint="pip install 'woodshed[codecs]'"
-        ) from error
-    try:
-        wanted = _wanted_files(HfApi().list_repo_files(name))
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (OSError, ValueError, RuntimeError) as online:
-        # httpx errors of older and newer clients are OSError or RuntimeError; the copy of an earlier run may do.
-        try:
-            return Path(snapshot_download(name, local_files_only=True))
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the hub model {name!r} cannot be had: {type(online).__name__}: {str(online).splitlines()[0]}",
-                hint="check the name and the network (HF_TOKEN for gated models), or give a local folder",
-            ) from error
+    check_hub_name(name)
+    return snapshot(name, lambda: _wanted_files(_files_of(name)), extra="codecs")
+
+
+def _files_of(name: str) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return list(HfApi().list_repo_files(name))
 
 
 def _wanted_files(files: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,18 +159,26 @@ def _check_keys(expected: Mapping[str, Tensor], sources: Mapping[str, Mapping[st
             if leaf in parts and shapes[parts[leaf]] != shape
         ]
     extra = [key for name, parts in sources.items() if name not in expected for key in parts.values()]
-    if not (missing or misshapen or extra):
-        return
+    refuse_keys(tensors.path, missing=missing, extra=extra, misshapen=misshapen)
+
+
+def refuse_keys(path: Path, *, missing: Sequence[str], extra: Sequence[str], misshapen: Sequence[str]) -> None:
+    """Refuse a checkpoint whose keys are not those of its model; nothing happens where there is none to list.
+
+    Raises:
+        ModelError: lists the keys.
+    """
     lists = (("missing", missing), ("not of this model", extra), ("of another shape", misshapen))
     told = "; ".join(
         f"{len(keys)} {what} ({', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''})"
         for what, keys in lists
         if keys
     )
-    raise ModelError(
-        f"{tensors.path} does not fit the model config: keys {told}",
-        hint="is this the checkpoint that belongs to the config?",
-    )
+    if told:
+        raise ModelError(
+            f"{path} does not fit the model config: keys {told}",
+            hint="is this the checkpoint that belongs to the config?",
+        )
 
 
 def _wanted_shapes(name: str, shape: tuple[int, ...], parts: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

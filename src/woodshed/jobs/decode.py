@@ -37,18 +37,7 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
     started = time.monotonic()
     folder, output = Path(settings.folder), settings.output_folder
     reader = open_reader(folder)
-    command = made_by(reader)
-    if command == "speech":
-        raise UsageError(
-            f"{folder} holds features for a speech model: its codes turn into sound only there, not here",
-            hint="`woodshed inspect` shows what it holds; the clips themselves are where its manifests say",
-        )
-    device = pick_device(settings.device)
-    model: Synthesiser | ClipNetwork
-    if command == "songs":
-        model = load_song_decoder(read_settings(folder, SongsSettings), device)
-    else:
-        model = load_synthesiser(read_settings(folder, EncodeSettings), device)
+    model = _decoder_of(reader, settings.device)
     entries = list(_chosen(reader, settings))
     output.mkdir(parents=True, exist_ok=True)
     files: list[str] = []
@@ -92,6 +81,25 @@ def run(settings: DecodeSettings, *, observer: Observer) -> DecodeReport:
         files=tuple(files[:MAX_LISTED]),
         failures=tuple(failures[:MAX_LISTED]),
     )
+
+
+def _decoder_of(reader: Reader, device: str) -> Synthesiser | ClipNetwork:
+    """What turns a folder's records back into sound.
+
+    Raises:
+        UsageError: nothing here can.
+        ModelError: the model cannot be loaded.
+    """
+    match made_by(reader):
+        case "encode":
+            return load_synthesiser(read_settings(reader.folder, EncodeSettings), pick_device(device))
+        case "songs":
+            return load_song_decoder(read_settings(reader.folder, SongsSettings), pick_device(device))
+        case "speech":
+            raise UsageError(
+                f"{reader.folder} holds features for a speech model: its codes turn into sound only there, not here",
+                hint="`woodshed inspect` shows what it holds; the clips themselves are where its manifests say",
+            )
 
 
 def decoded_name(item_id: str, suffix: str) -> str:

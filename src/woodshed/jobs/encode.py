@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from jaxtyping import Float
 
 import woodshed
@@ -24,7 +23,7 @@ from woodshed.batching.pack import BatchLimits
 from woodshed.contracts import Encoder, Item, Json, Layout, Observer, Record, RecordSpec, Summary
 from woodshed.errors import StoreError
 from woodshed.jobs.complaints import checked
-from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, SETTINGS, own_folders, settings_to_json
+from woodshed.jobs.folder import own_folders, settings_to_json, write_down
 from woodshed.jobs.model import WAITING_BYTES, LoadedModel, load_encoder, pick_device
 from woodshed.jobs.planning import measured_speed, plan_report
 from woodshed.jobs.report import PlanReport
@@ -118,10 +117,11 @@ def run(settings: EncodeSettings, *, observer: Observer) -> Summary | PlanReport
         write_down_threads(store)
         observer.message(f"planning {settings.input or settings.dataset_config_path}")
         work = _plan(rows, model.encoder, options, store, stopped)
-        details = _details(settings, source, model)
-        store.render(DETAILS, details)
-        store.note(DETAILS_DIGEST, xxhash.xxh3_64_hexdigest(details).encode())
-        store.note(SETTINGS, settings_to_json(settings))
+        write_down(
+            store,
+            details=_details(settings, source, model),
+            settings=settings_to_json(settings),
+        )
         left = f"{len(work.pending)} of {work.account.num_rows} items, {work.audio_s / 60:.1f} minutes"
         observer.message(f"encoding {left}, in {work.num_batches} batches" if work.pending else "nothing to encode")
         return run_plan(

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import xxhash
+
 from woodshed.contracts import Json
 from woodshed.errors import StoreError, UsageError
 from woodshed.jobs.complaints import SomeSettings, checked
 from woodshed.jobs.settings import DecodeSettings, EncodeSettings, Settings
 from woodshed.store.reader import Reader
+from woodshed.store.store import Store
 
 DETAILS = "details.json"
 DETAILS_DIGEST = "details.xxh3_64"
@@ -26,6 +29,9 @@ SONGS = "songs"
 _FOR_ONE_RUN = ("command", "dry_run", "limit_batches", "max_samples", "max_songs", "retry_failed")
 """What `SETTINGS` may hold and is no setting of the folder."""
 
+_FOLDERS_OR_NAMES = ("pretrained_name", "checkpoint_dir")
+"""Settings that are a folder on this machine, or else a name that is true everywhere."""
+
 Command: TypeAlias = Literal["encode", "speech", "songs"]
 
 
@@ -36,16 +42,25 @@ def made_by(reader: Reader) -> Command:
     return "songs" if SONGS in reader.fingerprint else "encode"
 
 
-def settings_to_json(settings: EncodeSettings) -> bytes:
-    """The content of `SETTINGS`."""
-    plain = settings.to_json()
-    for name in ("input", "dataset_config_path", "model_config_path", "ckpt_path"):
+def settings_to_json(settings: Settings, *, command: Command | None = None) -> bytes:
+    """The content of `SETTINGS`: with absolute paths, for this machine.
+
+    Args:
+        command: written down where the settings alone do not tell.
+    """
+    plain = settings.to_json() if command is None else {"command": command, **settings.to_json()}
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
-        plain[name] = None if value is None else str(Path(value).absolute())
-    plain["output_path"] = str(Path(settings.output_path).absolute())
-    if settings.pretrained_name is not None and Path(settings.pretrained_name).is_dir():
-        plain["pretrained_name"] = str(Path(settings.pretrained_name).absolute())
+        if isinstance(value, Path) or (name in _FOLDERS_OR_NAMES and value is not None and Path(value).is_dir()):
+            plain[name] = str(Path(value).absolute())
     return json.dumps(plain, indent=1, ensure_ascii=True).encode() + b"\n"
+
+
+def write_down(store: Store, *, details: bytes, settings: bytes) -> None:
+    """Let a folder remember what made it."""
+    store.render(DETAILS, details)
+    store.note(DETAILS_DIGEST, xxhash.xxh3_64_hexdigest(details).encode())
+    store.note(SETTINGS, settings)
 
 
 def decoded_folder(output: Path) -> Path:

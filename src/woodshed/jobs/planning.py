@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from woodshed.contracts import Encoder, RecordSpec
+from woodshed.contracts import Encoder, Json, RecordSpec
 from woodshed.jobs.report import PlanReport
 from woodshed.run.plan import estimate_bytes
 from woodshed.run.session import Work
+from woodshed.store.folder import refuse_other_run
+from woodshed.store.log import CommitLog
+from woodshed.store.reader import open_reader
 
 MAX_LISTED = 100
 
@@ -51,6 +54,20 @@ def plan_report(
         unreadable=tuple(account.failures[:MAX_LISTED]),
         notes=tuple(notes),
     )
+
+
+def known_log(output: Path, *, layout: str, fingerprint: Mapping[str, Json]) -> CommitLog:
+    """What is committed in a folder that a run would go on with; nothing for a new one. Takes no lock.
+
+    Raises:
+        StoreError: another run made it, or its log is damaged.
+    """
+    if not (output / ".woodshed" / "run.json").exists():
+        return CommitLog(output)
+    reader = open_reader(output)
+    found = {"layout": reader.layout, "fingerprint": dict(reader.fingerprint)}
+    refuse_other_run(output, found, {"layout": layout, "fingerprint": fingerprint})
+    return reader.log
 
 
 def measured_speed(encoder: Encoder, work: Work) -> float | None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-import xxhash
 
 from woodshed.batching.pack import BatchLimits
 from woodshed.contracts import Failure, Json, Observer, Summary
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.encode import Silent, compute_threads, versions, write_down_threads
-from woodshed.jobs.folder import DETAILS, DETAILS_DIGEST, SETTINGS, decoded_folder
+from woodshed.jobs.folder import decoded_folder, settings_to_json, write_down
 from woodshed.jobs.model import WAITING_BYTES, pick_device
-from woodshed.jobs.planning import measured_speed, plan_report
+from woodshed.jobs.planning import known_log, measured_speed, plan_report
 from woodshed.jobs.report import PlanReport
 from woodshed.jobs.songs_inspect import song_notes
 from woodshed.jobs.songs_model import SongModel, load_song_model
@@ -30,13 +29,11 @@ from woodshed.run.session import plan_folder, run_plan
 from woodshed.run.stopping import StopSignals
 from woodshed.sources.songs import TAGS, TagRules, open_songs
 from woodshed.sources.source import Row, Source
-from woodshed.store.folder import refuse_other_run
-from woodshed.store.log import CommitLog
-from woodshed.store.reader import open_reader
 from woodshed.store.sidestep import PREPROCESS_META, SideStep, preprocess_meta
 from woodshed.store.store import Store
 
-COMMAND = "songs"
+COMMAND: Final = "songs"
+NEXT_STEPS = ("woodshed inspect {folder}", "woodshed decode {folder} --limit 3")
 _VOLATILE = ("output", "num_workers", "batch_size", "dry_run", "max_songs", "retry_failed", "device")
 """Settings that change no number: they stay out of `details.json`."""
 
@@ -94,10 +91,11 @@ def run(settings: SongsSettings, *, observer: Observer) -> Summary | PlanReport:
             next_position=store.next_position,
             stopped=stopped,
         )
-        details = _details(settings, source, model)
-        store.render(DETAILS, details)
-        store.note(DETAILS_DIGEST, xxhash.xxh3_64_hexdigest(details).encode())
-        store.note(SETTINGS, songs_settings_to_json(settings))
+        write_down(
+            store,
+            details=_details(settings, source, model),
+            settings=settings_to_json(settings, command=COMMAND),
+        )
         left = f"{len(work.pending)} of {work.account.num_rows} songs, {work.audio_s / 60:.1f} minutes"
         observer.message(f"preparing {left}" if work.pending else "nothing to prepare")
         summary = run_plan(
@@ -112,7 +110,7 @@ def run(settings: SongsSettings, *, observer: Observer) -> Summary | PlanReport:
             derive=_deriving(settings, source, model, store),
         )
         told = [*notes, *summary.notes, *song_notes(store.log)]
-    return replace(summary, notes=tuple(told), next_steps=_next_steps())
+    return replace(summary, notes=tuple(told), next_steps=NEXT_STEPS)
 
 
 def song_source(settings: SongsSettings, notes: list[str]) -> Source:
@@ -135,17 +133,6 @@ def song_source(settings: SongsSettings, notes: list[str]) -> Source:
         compat=settings.sidestep_compat,
         notes=notes,
     )
-
-
-def songs_settings_to_json(settings: SongsSettings) -> bytes:
-    """What a folder remembers of its last run, with absolute paths, for this machine."""
-    plain: dict[str, Json] = {"command": COMMAND, **settings.to_json()}
-    for name in ("audio_dir", "dataset_json", "output"):
-        value = getattr(settings, name)
-        plain[name] = None if value is None else str(Path(value).absolute())
-    if Path(settings.checkpoint_dir).is_dir():
-        plain["checkpoint_dir"] = str(Path(settings.checkpoint_dir).absolute())
-    return json.dumps(plain, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
 def song_fingerprint(settings: SongsSettings, model: SongModel) -> dict[str, Json]:
@@ -176,18 +163,16 @@ def _open_store(settings: SongsSettings, model: SongModel) -> Store:
 def _dry_run(
     settings: SongsSettings, model: SongModel, rows: Iterator[Row], options: PlanOptions, notes: Sequence[str]
 ) -> PlanReport:
-    output, log = Path(settings.output), CommitLog(Path(settings.output))
-    if (output / ".woodshed" / "run.json").exists():
-        reader = open_reader(output)
-        now = {"layout": settings.layout, "fingerprint": song_fingerprint(settings, model)}
-        refuse_other_run(output, {"layout": reader.layout, "fingerprint": dict(reader.fingerprint)}, now)
-        log = reader.log
+    output = Path(settings.output)
+    log = known_log(output, layout=settings.layout, fingerprint=song_fingerprint(settings, model))
     work = plan_folder(rows, model.encoder, options, log=log, planned_before=(), next_position=log.next_position)
     speed = measured_speed(model.encoder, work)
     return plan_report(output, work, model.encoder.spec, computed_s_per_s=speed, notes=notes)
 
 
-def _deriving(settings: SongsSettings, source: Source, model: SongModel, store: Store) -> Any:
+def _deriving(
+    settings: SongsSettings, source: Source, model: SongModel, store: Store
+) -> Callable[[Account, Sequence[Failure], int], None] | None:
     """What writes `preprocess_meta.json` from the log; None for a layout that has none."""
     if settings.layout != SideStep.name:
         return None
@@ -211,10 +196,6 @@ def _deriving(settings: SongsSettings, source: Source, model: SongModel, store: 
         store.render(PREPROCESS_META, content)
 
     return derive
-
-
-def _next_steps() -> tuple[str, ...]:
-    return ("woodshed inspect {folder}", "woodshed decode {folder} --limit 3")
 
 
 def _details(settings: SongsSettings, source: Source, model: SongModel) -> bytes:

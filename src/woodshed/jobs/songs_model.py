@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from woodshed.encoders.acestep.checkpoint import AceStepCheckpoint, Digested, op
 from woodshed.encoders.acestep.conditioning import Conditioner
 from woodshed.encoders.acestep.encoder import SongEncoder, SongOptions
 from woodshed.encoders.autoencoder import FrameEncoder, FrameOptions
+from woodshed.encoders.hub import HUB_NAME
 from woodshed.encoders.models import OobleckModel, Synthesiser
 from woodshed.encoders.pretrained import load_pretrained
 from woodshed.errors import UsageError
@@ -111,7 +111,7 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
 
 def _checkpoint(settings: SongsSettings) -> AceStepCheckpoint:
     name = settings.checkpoint_dir
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
         raise UsageError(
             f"--checkpoint-dir {name} does not exist",
             hint="give the folder that holds acestep-v15-base, vae and Qwen3-Embedding-0.6B, a folder of diffusers' "

@@ -21,7 +21,7 @@ from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.encode import COMPUTE_THREADS_KEY, Silent, versions
 from woodshed.jobs.folder import SETTINGS
-from woodshed.jobs.planning import plan_report
+from woodshed.jobs.planning import known_log, plan_report
 from woodshed.jobs.report import PlanReport, SpeechReport
 from woodshed.jobs.speech_model import (
     as_original,
@@ -48,10 +48,9 @@ from woodshed.speech.dataset_spec import DatasetSpec, parse_dataset_specs
 from woodshed.speech.manifests import Manifests, Provenance
 from woodshed.speech.split import Splitter, share_notes
 from woodshed.speech.stems import with_stems
-from woodshed.store.folder import refuse_foreign, refuse_other_run
+from woodshed.store.folder import refuse_foreign
 from woodshed.store.indextts import IndexTTS
 from woodshed.store.log import CommitLog
-from woodshed.store.reader import open_reader
 from woodshed.store.shards import Shards
 from woodshed.store.store import Store
 
@@ -216,11 +215,8 @@ class _Dataset:
         rows = self._rows(notes)
         log = CommitLog(output)
         if (output / ".woodshed" / "run.json").exists():
-            reader = open_reader(output)
             with refusal_explained(output, self.settings):
-                now = {"layout": self.settings.layout, "fingerprint": self.encoder.fingerprint}
-                refuse_other_run(output, {"layout": reader.layout, "fingerprint": dict(reader.fingerprint)}, now)
-            log = reader.log
+                log = known_log(output, layout=self.settings.layout, fingerprint=self.encoder.fingerprint)
         elif self._adoption() is not None:
             notes.append(
                 f"{output} was made by IndexTTS2's own preprocessing: a run keeps those of its rows that are sound; "

@@ -114,11 +114,13 @@ class Conditioner:
     def _ids(self, text: str, longest: int) -> tuple[np.ndarray, np.ndarray, bool]:
         padding = "max_length" if self.manner == "side-step" else False
         with self._lock:
-            # One more than fits, to know whether anything is cut off.
-            num_tokens = len(self._tokenizer(text, truncation=True, max_length=longest + 1)["input_ids"])
             read = self._tokenizer(text, truncation=True, max_length=longest, padding=padding)
-        ids = np.asarray(read["input_ids"], np.int64)
-        return ids, np.asarray(read["attention_mask"], np.int64).astype(bool), num_tokens > longest
+            ids, mask = (np.asarray(read[name], np.int64) for name in ("input_ids", "attention_mask"))
+            # Only what fills its room can have been cut: then one more place tells.
+            is_cut = False
+            if int(mask.sum()) == longest:
+                is_cut = len(self._tokenizer(text, truncation=True, max_length=longest + 1)["input_ids"]) > longest
+        return ids, mask.astype(bool), is_cut
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)[None].to(self._device)

@@ -22,6 +22,7 @@ from woodshed.contracts import Arrays, ArraySpec, Example, Item, Json, Outline, 
 from woodshed.encoders.acestep.conditioning import Conditioner, Manner, Tokens
 from woodshed.encoders.acestep.prompt import inference_prompt, side_step_prompt
 from woodshed.encoders.autoencoder import PEAK, FrameEncoder
+from woodshed.store.describe import ROW
 
 CONDITIONING_VERSION = 1
 """Raised whenever the same song would be given another condition."""
@@ -32,8 +33,6 @@ CONDITION = "condition"
 MASK = "condition_mask"
 FACTS = "facts"
 """Array that travels beside a condition: JSON, as bytes, of what was found out about the song."""
-ROW = "row"
-"""What the log keeps of a record (`woodshed.store.describe`)."""
 
 Estimate = Literal["none", "missing", "all"]
 
