@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
 
+from pydantic import BaseModel
+
 from woodshed.contracts import Failure, Json, Summary
 
 
@@ -23,6 +25,8 @@ def to_json(report: object) -> dict[str, Json]:
 def _plain(value: object) -> Json:
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

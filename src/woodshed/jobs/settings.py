@@ -46,6 +46,8 @@ class Settings(BaseModel):
     """How help groups the fields: every field stands in exactly one section."""
     flag_names: ClassVar[Mapping[str, str]] = {}
     """Flags that are not called as their field."""
+    flag_aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Further flags of a field, as another tool calls them."""
     positional: ClassVar[str | None] = None
     """The field that the command line takes without a flag."""
     alternatives: ClassVar[Mapping[str, str]] = {}

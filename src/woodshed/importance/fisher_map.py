@@ -1,0 +1,179 @@
+"""`fisher_map.json`: what an analysis found and which rank it gave each layer.
+
+The top level is schema 2 of Side-Step, so that its trainer reads our maps; all that it has no room for stands under the
+key `woodshed`. A map of Side-Step's own has no such key. Nothing of a map that was read is lost when it is written.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from woodshed.contracts import Json
+
+FOCUSES = ("balanced", "texture", "structure", "uniform")
+SCORES = ("wg", "density", "spectrum")
+
+
+class _Part(BaseModel):
+    """Frozen; what a newer version added is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Estimate(_Part):
+    """A number with its 90 % interval, by a bootstrap over songs."""
+
+    value: float
+    low: float
+    high: float
+    relative_se: float = Field(ge=0, description="Standard error of the logarithm.")
+
+
+class Profile(_Part):
+    """What one focus says of one layer."""
+
+    energy: Estimate = Field(description="Mean squared norm of the gradient of one draw: signal and noise.")
+    signal: Estimate = Field(description="Squared norm of the mean gradient, unbiased: it can be negative.")
+    noise: float = Field(description="Energy less signal.")
+    wg: Estimate = Field(description="Mean over weights of |weight x mean gradient|.")
+    density: Estimate = Field(description="Energy per weight: the trace of the empirical Fisher information.")
+    sensitivity: Estimate | None = Field(
+        default=None, description="Mean squared norm of the output's gradient along random directions, per weight."
+    )
+    contrast: Estimate | None = Field(
+        default=None,
+        description="How far this data's mean gradient is from the reference's, over what chance would give.",
+    )
+
+
+class LayerRecord(_Part):
+    """All that is known of one layer."""
+
+    name: str
+    category: str
+    d_out: int
+    d_in: int
+    num_weights: int
+    adaptable: bool
+    profiles: dict[str, Profile] = Field(description="By focus: balanced, texture, structure, uniform, and the asked.")
+    spectrum: list[float] = Field(description="Largest singular values of the mean gradient, falling.")
+    spectrum_rest: float = Field(description="Squared singular values behind them, summed.")
+    rank: int = Field(ge=0, description="0: no adapter.")
+    alpha: float = Field(ge=0)
+    rank_probability: dict[str, float] = Field(
+        default_factory=dict, description="Rank -> share of bootstrap resamples that give it."
+    )
+    inclusion_probability: float = 1.0
+    group: int = Field(default=0, description="Layers of one number cannot be told apart by the chosen score.")
+
+
+class Convergence(_Part):
+    """Why the measuring ended."""
+
+    reason: Literal["stable", "budget of passes used", "not converged", "fixed"]
+    num_passes: int = Field(description="Backward passes, all of them.")
+    num_draws: int
+    num_checks: int
+    patience: int
+    moved: list[float] = Field(description="Share of the ranks' parameters that moved, check by check.")
+    relative_se: list[float] = Field(description="Median over layers, check by check.")
+    max_relative_se: float
+
+
+class AllocationRecord(_Part):
+    """How ranks were given."""
+
+    rule: Literal["waterfill", "sidestep", "flat", "random", "inverse"]
+    score: str
+    base_rank: int | None = Field(description="The median that was asked for; null under a budget.")
+    budget_params: int | None
+    rank_min: int
+    rank_max: int
+    rank_multiple: int
+    alpha_ratio: float
+    coverage: float
+    floors: dict[str, float]
+    seed: int
+    num_params: int = Field(description="Of all adapters together, as LoRA.")
+    median_rank: float
+    shrinkage: float = Field(description="0: ranks follow the scores; 1: scores are noise and ranks are flat.")
+    notes: list[str] = Field(default_factory=list)
+
+
+class ReferenceRecord(_Part):
+    """What the data was compared with."""
+
+    kind: str = Field(description="silence, permuted, or the folder's name.")
+    num_items: int
+    digest: str | None = None
+    rank_correlation: float = Field(description="Spearman's, between the scores on the data and on the reference.")
+    ceiling: float = Field(description="The same between two halves of the data: what equal data would give.")
+    p_value: float = Field(description="Share of relabelled song sets that differ from each other as much.")
+    is_specific: bool
+
+
+class WoodshedPart(_Part):
+    """What schema 2 has no room for."""
+
+    format: Literal[1] = 1
+    versions: dict[str, str]
+    backend: str
+    seed: int
+    precision: str
+    device: str = Field(description="Type of the device: results are byte-equal on one type only.")
+    weights_digest: str
+    hidden_sizes: dict[str, list[int]] = Field(description="Category -> every (outputs x inputs) it has, sorted.")
+    data_digest: str = Field(description="Of the contents of all items.")
+    num_items: int
+    items_used: list[str]
+    loss: str
+    draws: dict[str, Json] = Field(description="How draws were made: crops, antithetic noise, share of the focus, ...")
+    effective_draws: dict[str, float] = Field(description="Focus -> draws of equal weight that would say as much.")
+    convergence: Convergence
+    allocation: AllocationRecord
+    layers: list[LayerRecord]
+    leverage: list[dict[str, Json]] = Field(description="Items that drive the map: id and share, the largest first.")
+    halves_correlation: float = Field(description="Spearman's, between the scores of two halves of the songs.")
+    trace: dict[str, Json] = Field(description="Heat map of timestep x layer: edges and mean energy per bin.")
+    reference: ReferenceRecord | None = None
+
+
+class RankBudget(_Part):
+    min: int
+    max: int
+
+
+class ModuleRecord(_Part):
+    """An included layer, as schema 2 says it."""
+
+    name: str
+    fisher_score: float
+    fisher_cross_run_std: float
+    effective_rank: int = Field(description="-1: not known.")
+    assigned_rank: int
+
+
+class FisherMap(_Part):
+    """A whole map."""
+
+    version: int
+    model_variant: str
+    timestep_focus: str
+    timestep_range: list[float]
+    timestep_params: dict[str, Json] = Field(default_factory=dict)
+    num_runs: int
+    batches_per_run: int
+    total_batches: int
+    base_rank: int
+    rank_budget: RankBudget
+    dataset_hash: str
+    target_modules: list[str]
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, int | float]
+    modules: list[ModuleRecord]
+    excluded_modules: list[str] = Field(default_factory=list)
+    sample_coverage: list[dict[str, Json]] = Field(default_factory=list)
+    num_hidden_layers: int | None = None
+    woodshed: WoodshedPart | None = None
