@@ -1,0 +1,117 @@
+"""What a map says of each layer, the same for our maps and for Side-Step's: what tables, plots and comparisons show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from woodshed.importance.fisher_map import Estimate, FisherMap, LayerRecord, Profile, WoodshedPart
+
+DENSITY = "density"
+"""What Side-Step's score is, the only one that its maps have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerView:
+    """One layer; None stands for what the map does not tell."""
+
+    name: str
+    """As `Trainable.layers` says it."""
+    rank: int
+    """0: no adapter."""
+    adaptable: bool = True
+    score: float | None = None
+    low: float | None = None
+    """Of the 90 % interval of `score`."""
+    high: float | None = None
+    log_se: float | None = None
+    """Standard error of the score's logarithm."""
+    group: int | None = None
+    price: int | None = None
+    """Parameters of one rank."""
+    sensitivity: float | None = None
+    """Per weight."""
+    certainty: float | None = None
+    """Share of bootstrap resamples that give the layer this very rank."""
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the score has a logarithm."""
+        return self.score is not None and math.isfinite(self.score) and self.score > 0
+
+
+def score_of(fisher_map: FisherMap) -> str:
+    """Name of the score that the map's ranks follow."""
+    return DENSITY if fisher_map.woodshed is None else fisher_map.woodshed.allocation.score
+
+
+def layer_views(fisher_map: FisherMap, *, score: str | None = None) -> tuple[LayerView, ...]:
+    """All layers that the map names, in its order.
+
+    Args:
+        score: `wg`, `density`, `spectrum` or another estimate of a `Profile`, at the map's own focus; None: that
+            which the ranks follow. A map of Side-Step has its one score, whatever is asked for.
+    """
+    ours = fisher_map.woodshed
+    if ours is None:
+        given = [
+            LayerView(name=_canonical(one.name), rank=one.assigned_rank, score=one.fisher_score)
+            for one in fisher_map.modules
+        ]
+        left_out = [LayerView(name=_canonical(name), rank=0) for name in fisher_map.excluded_modules]
+        return (*given, *left_out)
+    wanted = score or score_of(fisher_map)
+    return tuple(_view(layer, fisher_map.timestep_focus, wanted) for layer in ours.layers)
+
+
+def mean_score(views: Iterable[LayerView]) -> float | None:
+    """Geometric mean of the scores; None where there are none.
+
+    >>> mean_score([LayerView(name=name, rank=8, score=score) for name, score in (("a", 2.0), ("b", 8.0), ("c", 0.0))])
+    4.0
+    """
+    logs = [math.log(view.score) for view in views if view.score is not None and view.has_score]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else None
+
+
+def num_songs(ours: WoodshedPart) -> int:
+    """Items that the scores come from."""
+    return len(set(ours.items_used)) or ours.num_items
+
+
+def _view(layer: LayerRecord, focus: str, score: str) -> LayerView:
+    profile = layer.profiles.get(focus)
+    estimate = _estimate(layer, profile, score)
+    sensitivity = None if profile is None else profile.sensitivity
+    return LayerView(
+        name=layer.name,
+        rank=layer.rank,
+        adaptable=layer.adaptable,
+        score=_finite(estimate.value) if isinstance(estimate, Estimate) else estimate,
+        low=_finite(estimate.low) if isinstance(estimate, Estimate) else None,
+        high=_finite(estimate.high) if isinstance(estimate, Estimate) else None,
+        log_se=_finite(estimate.relative_se) if isinstance(estimate, Estimate) else None,
+        group=layer.group,
+        price=layer.d_in + layer.d_out,
+        sensitivity=None if sensitivity is None else _finite(sensitivity.value),
+        certainty=layer.rank_probability.get(str(layer.rank)),
+    )
+
+
+def _estimate(layer: LayerRecord, profile: Profile | None, score: str) -> Estimate | float | None:
+    """A spectrum has no interval: its singular values are those of one mean gradient."""
+    if score == "spectrum":
+        energy = math.fsum(value**2 for value in layer.spectrum) + layer.spectrum_rest
+        return _finite(math.sqrt(max(energy, 0.0)))
+    found = getattr(profile, score, None)
+    return found if isinstance(found, Estimate) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _canonical(name: str) -> str:
+    """Side-Step names layers from the top of its model, whose transformer is `decoder`."""
+    return name.removeprefix("decoder.")
