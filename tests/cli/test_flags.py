@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from woodshed.cli.commands import COMMANDS, Command
 from woodshed.cli.flags import Given, build_parser, read_command_line, settings_from
-from woodshed.cli.main import COMMANDS
 from woodshed.errors import UsageError
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.settings import DecodeSettings, EncodeSettings, Settings, VerifySettings
 
 MODEL = "--model-config configs/autoencoder.json --ckpt-path checkpoints/autoencoder.ckpt"
@@ -136,8 +137,6 @@ def test_folder_commands_take_their_folder_without_a_flag() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_help_shows_every_field_and_examples_that_work(command: object) -> None:
-    from woodshed.cli.main import Command
-
     assert isinstance(command, Command)
     model: type[Settings] = command.settings_model()
     parser = build_parser(
@@ -150,9 +149,23 @@ def test_help_shows_every_field_and_examples_that_work(command: object) -> None:
     )
     text = parser.format_help()
     for name in model.model_fields:
-        assert (name.upper() if name == model.positional else model.flag(name) + " ") in text.replace(",", " ")
+        is_word = name == model.positional or name in model.further_positionals
+        assert (name.upper() if is_word else model.flag(name) + " ") in text.replace(",", " ")
     for example in command.examples:
         assert example in text
         words = shlex.split(example)[1 + len(command.name.split()) :]
         if "--config" not in words:
             settings_from(model, read_command_line(parser, model, words))
+
+
+def test_flags_of_another_tool_are_taken_for_ours() -> None:
+    ours = given("--dataset-dir d --checkpoint-dir c --model base --runs 2 --batches 9 --yes", AnalyzeSettings)
+    for line in (
+        "-d d -c c -M base --fisher-runs 2 --fisher_batches 9 -y",
+        "--dataset_dir d --checkpoint_dir c --model_variant base --fisher-runs=2 --batches 9 --yes",
+    ):
+        assert given(line, AnalyzeSettings).flags == ours.flags
+
+
+def test_a_misspelt_alias_is_recognised_too() -> None:
+    assert "did you mean --fisher-batches?" in refusal("-d d --fisher-batchs 3", AnalyzeSettings)

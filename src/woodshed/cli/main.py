@@ -10,165 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import woodshed
+from woodshed.cli.commands import COMMANDS, Command, command_named
 from woodshed.errors import UsageError, WoodshedError
-
-if TYPE_CHECKING:
-    from woodshed.jobs.settings import Settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """What stands after `woodshed`: one word, or two."""
-
-    name: str
-    summary: str
-    settings: str
-    """Module of `woodshed.jobs` and class in it; the job itself is `woodshed.jobs.<name>.run`."""
-    examples: tuple[str, ...]
-    is_layered: bool = False
-    """Takes settings files and overrides besides flags."""
-    is_watched: bool = True
-    """Runs long enough to show progress."""
-
-    @property
-    def module(self) -> str:
-        """Of the job."""
-        return f"woodshed.jobs.{self.name.replace(' ', '_')}"
-
-    def settings_model(self) -> type[Settings]:
-        """The class of its settings."""
-        module, _, name = self.settings.partition(".")
-        model: type[Settings] = getattr(import_module(f"woodshed.jobs.{module}"), name)
-        return model
-
-
-COMMANDS = (
-    Command(
-        name="encode",
-        summary="Encode a folder of audio to latents or tokens.",
-        settings="settings.EncodeSettings",
-        is_layered=True,
-        examples=(
-            "woodshed encode --input my-sounds --output-path my-latents",
-            "woodshed encode --model-config vae.json --ckpt-path vae.ckpt --dataset-config data.json --output-path out",
-            "woodshed encode --config run.yaml model=woodshed_tiny batch_size=8 --dry-run",
-        ),
-    ),
-    Command(
-        name="decode",
-        summary="Turn encoded data back into sound files, to listen.",
-        settings="settings.DecodeSettings",
-        examples=("woodshed decode my-latents --limit 3", "woodshed decode my-latents --output heard --format flac"),
-    ),
-    Command(
-        name="inspect",
-        summary="Show what is in a folder of encoded data.",
-        settings="settings.InspectSettings",
-        is_watched=False,
-        examples=("woodshed inspect my-latents", "woodshed inspect my-latents --limit 0 --json"),
-    ),
-    Command(
-        name="verify",
-        summary="Check that a folder holds what it says, and that no second of its sources is missing.",
-        settings="settings.VerifySettings",
-        examples=("woodshed verify my-latents", "woodshed verify my-latents --source /new/place --reencode 5"),
-    ),
-    Command(
-        name="speech",
-        summary="Make TTS training features from audio and text, for IndexTTS 2.0 and 2.5.",
-        settings="speech_settings.SpeechSettings",
-        is_layered=True,
-        examples=(
-            "woodshed speech --manifest data/manifest.jsonl --tokenizer bpe.model --output-dir features",
-            "woodshed speech --dataset en=en.jsonl --dataset am=am.jsonl=am_features --output-root features",
-            "woodshed speech --manifest data/manifest.jsonl --tokenizer bpe.model --dry-run",
-        ),
-    ),
-    Command(
-        name="speech demo",
-        summary="Make features of embedded real speech with models that need no download.",
-        settings="speech_demo_settings.SpeechDemoSettings",
-        examples=("woodshed speech demo", "woodshed speech demo --output somewhere-else"),
-    ),
-    Command(
-        name="speech models",
-        summary="List, check and fetch the model files that a speech run needs.",
-        settings="speech_models_settings.SpeechModelsSettings",
-        is_watched=False,
-        examples=("woodshed speech models", "woodshed speech models --target both --download"),
-    ),
-    Command(
-        name="speech pairs",
-        summary="Pair prompts with targets of the same speaker, as the IndexTTS2 trainers read them.",
-        settings="speech_pairs_settings.SpeechPairsSettings",
-        is_watched=False,
-        examples=("woodshed speech pairs features", "woodshed speech pairs features --pairs-per-target 3"),
-    ),
-    Command(
-        name="speech retokenize",
-        summary="Give a folder of features another tokenizer; all but the text ids stays.",
-        settings="speech_retokenize_settings.SpeechRetokenizeSettings",
-        examples=(
-            "woodshed speech retokenize features --tokenizer new.model --dry-run",
-            "woodshed speech retokenize features --tokenizer new.model",
-        ),
-    ),
-    Command(
-        name="songs",
-        summary="Prepare songs with their captions and lyrics for fine-tuning ACE-Step.",
-        settings="songs_settings.SongsSettings",
-        is_layered=True,
-        examples=(
-            "woodshed songs --audio-dir my-songs --checkpoint-dir checkpoints --model base --output my-tensors",
-            "woodshed songs --dataset-json dataset.json --checkpoint-dir OWNER/NAME --output my-tensors --dry-run",
-            "woodshed songs --audio-dir my-songs --checkpoint-dir checkpoints --output for-side-step --layout sidestep",
-        ),
-    ),
-    Command(
-        name="songs convert",
-        summary="Turn sidecars and dataset.json into each other; nothing is lost unseen.",
-        settings="songs_convert_settings.SongsConvertSettings",
-        is_watched=False,
-        examples=(
-            "woodshed songs convert my-songs",
-            "woodshed songs convert dataset.json --dry-run",
-            "woodshed songs convert my-songs --to json --overwrite",
-        ),
-    ),
-    Command(
-        name="songs tag",
-        summary="Add, remove, clear or list the trigger tags of all songs of a folder.",
-        settings="songs_tag_settings.SongsTagSettings",
-        is_watched=False,
-        examples=("woodshed songs tag my-songs", "woodshed songs tag my-songs --add zed"),
-    ),
-    Command(
-        name="songs dataset",
-        summary="Gather a folder of songs and their sidecars in one dataset.json.",
-        settings="songs_dataset_settings.SongsDatasetSettings",
-        is_watched=False,
-        examples=(
-            "woodshed songs dataset my-songs",
-            "woodshed songs dataset my-songs --tag zed --genre-ratio 20 --output dataset.json",
-        ),
-    ),
-    Command(
-        name="demo",
-        summary="Encode, verify and decode real speech and music with the embedded model.",
-        settings="settings.DemoSettings",
-        examples=("woodshed demo", "woodshed demo --output somewhere-else"),
-    ),
-)
 DOCTOR_SUMMARY = "Show versions, devices, and optional parts that are missing."
+WIZARD_SUMMARY = "Be asked instead: all of this by questions (also: woodshed alone, in a terminal)."
+_ROOT_FLAGS = {"--yes": "--yes", "-y": "--yes", "--plain": "--plain"}
+"""What may stand before the command, as Side-Step takes it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,22 +73,42 @@ def _told(error: Exception, *, message: str, hint: str | None, exit_code: int) -
 
 
 def _run(argv: list[str]) -> int:
+    num_root = next((i for i, word in enumerate(argv) if word not in _ROOT_FLAGS), len(argv))
+    root = {_ROOT_FLAGS[word] for word in argv[:num_root]}
+    argv = argv[num_root:]
+    if "--plain" in root:
+        # What rich and prompt_toolkit both look at.
+        os.environ["NO_COLOR"] = "1"
+    if not argv and sys.stdin.isatty() and sys.stdout.isatty() and "--yes" not in root:
+        return _wizard([])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if argv else EXIT_USAGE
     if argv[0] in ("--version", "-V"):
         print(f"woodshed {woodshed.__version__}")
         return 0
-    if argv[0] == "doctor":
-        return _doctor(argv[1:])
-    by_name = {command.name: command for command in COMMANDS}
+    command, num_words = _command_of(argv)
+    if "--yes" in root:
+        if command is None or "yes" not in command.settings_model().model_fields:
+            raise UsageError(f"woodshed {argv[0]} asks nothing that --yes could answer", hint="leave --yes out")
+        argv.insert(num_words, "--yes")
+    if command is not None:
+        return _run_command(command, argv[num_words:])
+    return _wizard(argv[1:]) if argv[0] == "wizard" else _doctor(argv[1:])
+
+
+def _command_of(argv: list[str]) -> tuple[Command | None, int]:
+    """The command that a line begins with, and how many words it takes; None for those that have no settings."""
     for num_words in (2, 1):
-        command = by_name.get(" ".join(argv[:num_words]))
+        command = command_named(" ".join(argv[:num_words]))
         if command is not None:
-            return _run_command(command, argv[num_words:])
+            return command, num_words
+    if argv[0] in ("doctor", "wizard"):
+        return None, 1
     from woodshed.jobs.complaints import closest
 
-    meant = closest(argv[0], [*by_name, "doctor"])
+    names = [name for command in COMMANDS for name in (command.name, *command.aliases)]
+    meant = closest(argv[0], [*names, "doctor", "wizard"])
     hint = f"did you mean woodshed {meant}?" if meant else "woodshed --help lists all commands"
     raise UsageError(f"{argv[0]!r} is not a command", hint=hint)
 
@@ -240,7 +116,7 @@ def _run(argv: list[str]) -> int:
 def overview() -> str:
     """Help for `woodshed` as a whole."""
     width = max(len(command.name) for command in COMMANDS) + 2
-    lines = [f"  {command.name:<{width}}{command.summary}" for command in COMMANDS]
+    lines = [f"  {command.name:<{width}}{command.summary}{_also(command)}" for command in COMMANDS]
     return "\n".join(
         [
             "usage: woodshed COMMAND [flags]",
@@ -250,6 +126,7 @@ def overview() -> str:
             "commands:",
             *lines,
             f"  {'doctor':<{width}}{DOCTOR_SUMMARY}",
+            f"  {'wizard':<{width}}{WIZARD_SUMMARY}",
             "",
             "woodshed COMMAND --help shows its flags and examples; woodshed --version the version.",
             "Start with: woodshed demo",
@@ -258,6 +135,10 @@ def overview() -> str:
             "            130 or 143 interrupted (the same command goes on)",
         ]
     )
+
+
+def _also(command: Command) -> str:
+    return f" (also: {', '.join(command.aliases)})" if command.aliases else ""
 
 
 def _run_command(command: Command, argv: list[str]) -> int:
@@ -282,24 +163,34 @@ def _run_command(command: Command, argv: list[str]) -> int:
 
         print(as_yaml(settings), end="")
         return 0
+    return _perform(command, settings, as_json=given.json, is_quiet=given.quiet)
+
+
+def _perform(command: Command, settings: Any, *, as_json: bool, is_quiet: bool) -> int:
+    """Run a job and show what came of it."""
     # With --json, stdout holds the JSON and nothing that a library or a custom metadata module prints.
-    with redirect_stdout(sys.stderr) if given.json else nullcontext():
-        report = _call_job(command, settings, is_quiet=given.quiet)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        report = _call_job(command, settings, is_quiet=is_quiet)
     from rich.console import Console
 
     from woodshed.cli.show import show
     from woodshed.jobs.report import to_json
 
-    if given.json:
+    if as_json:
         print(json.dumps(to_json(report), indent=2))
-    elif not given.quiet:
+    elif not is_quiet:
         show(report, Console(file=sys.stdout))
     exit_code: int = report.exit_code
     return exit_code
 
 
 def _call_job(command: Command, settings: Any, *, is_quiet: bool) -> Any:
-    run = import_module(command.module).run
+    job = import_module(command.module)
+    if "yes" in type(settings).model_fields:
+        from woodshed.cli.consent import consented
+
+        settings = consented(settings, lambda given: job.gates(given))
+    run = job.run
     if not command.is_watched:
         return run(settings)
     from rich.console import Console
@@ -308,6 +199,22 @@ def _call_job(command: Command, settings: Any, *, is_quiet: bool) -> Any:
 
     with watcher(Console(file=sys.stderr), is_quiet=is_quiet) as observer:
         return run(settings, observer=observer)
+
+
+def _wizard(argv: list[str]) -> int:
+    if "-h" in argv or "--help" in argv:
+        print(f"usage: woodshed wizard\n\n{WIZARD_SUMMARY}")
+        return 0
+    if argv:
+        raise UsageError(f"unknown argument {argv[0]}", hint="woodshed wizard takes no flags")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        raise UsageError(
+            "the wizard asks its questions in a terminal, and this is none",
+            hint="give a command and its flags: woodshed --help lists them",
+        )
+    from woodshed.cli.wizard import run_wizard
+
+    return run_wizard()
 
 
 def _doctor(argv: list[str]) -> int:

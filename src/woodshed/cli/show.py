@@ -14,6 +14,7 @@ from woodshed.contracts import Summary
 from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanReport, SpeechReport, VerifyReport
 
 OWN_PAGES = {
+    "SettingsReport": "show_settings",
     "SongsConvertReport": "show_songs_convert",
     "SongsDatasetReport": "show_songs_dataset",
     "SongsTagReport": "show_songs_tag",

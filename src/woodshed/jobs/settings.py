@@ -50,6 +50,8 @@ class Settings(BaseModel):
     """Further flags of a field, as another tool calls them."""
     positional: ClassVar[str | None] = None
     """The field that the command line takes without a flag."""
+    further_positionals: ClassVar[tuple[str, ...]] = ()
+    """Fields that may follow it, without flags too."""
     alternatives: ClassVar[Mapping[str, str]] = {}
     """Fields that need no value when the other one has it."""
 
