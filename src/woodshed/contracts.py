@@ -301,6 +301,15 @@ class LossOfMany(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsSilence(Protocol):
+    """A `Trainable` that knows how silence looks to it, for what is measured against silence."""
+
+    def silent(self, example: Any) -> Any:
+        """The same example, with silence in place of sound."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a run is; handed to whoever shows it, several times a second at most."""

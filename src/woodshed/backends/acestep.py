@@ -135,6 +135,11 @@ class AceStep:
         """`loss` of each pair, in order; songs of equal length share a pass, the others are computed alone."""
         return losses_by_shape(examples, draws, shape_of=lambda example: example.shape, losses_of=self._losses)
 
+    def silent(self, example: SongExample) -> SongExample:
+        """The song's condition over encoded silence of the same length."""
+        silence = self._context(example.latents.shape[1])[0, :, : example.latents.shape[0]]
+        return SongExample(silence.T.float(), example.condition)
+
     def _losses(self, examples: Sequence[SongExample], draws: Sequence[Draw]) -> Float[Tensor, " pair"]:
         predicted, target = self._look(examples, draws)
         return (predicted.float() - target).square().mean(dim=(1, 2))

@@ -23,6 +23,7 @@ from woodshed.backends.draws import checked_quantile, timestep_of
 from woodshed.backends.noise import noise
 from woodshed.backends.tiny_dit_network import TinyDit, load_woodshed_tiny_dit
 from woodshed.contracts import Draw, Variant
+from woodshed.encoders.tiny import load_woodshed_tiny
 from woodshed.errors import ItemError, UsageError
 
 TEXTS = ("tag", "genre", "caption", "prompt")
@@ -139,6 +140,14 @@ class TinyDitBackend:
         error = (self._velocity(examples, draws, clean, noises, mask) - (noises - clean)).square().mean(2)
         losses: Tensor = (error * mask).sum(1) / mask.sum(1)
         return losses
+
+    @torch.no_grad()
+    def silent(self, example: TinyDitExample) -> TinyDitExample:
+        """The example's tag over silence as woodshed-tiny encodes it, away from the ends of a sound."""
+        codec = load_woodshed_tiny(device=self.device)
+        frames = codec.encode(torch.zeros(1, 1, 2 * codec.config.rate_hz, device=self.device))[0]
+        steady = frames[:, frames.shape[1] // 2].to(example.latents.dtype)
+        return TinyDitExample(steady.expand(len(example.latents), -1).contiguous(), example.tag)
 
     def predict(self, example: TinyDitExample, draw: Draw) -> Float[Tensor, "frame latent"]:
         """The velocity that the network gives."""

@@ -114,6 +114,12 @@ class Whisper:
         features = torch.from_numpy(log_mel(np.pad(wave, (0, longest - wave.size)))).T
         return SpokenExample(features.to(self.device, self.dtype), tokens.to(self.device))
 
+    def silent(self, example: SpokenExample) -> SpokenExample:
+        """The text over 30 seconds of silence."""
+        longest = 2 * self.network.config.max_source_positions * HOP_SAMPLES
+        features = torch.from_numpy(log_mel(np.zeros(longest, np.float32))).T
+        return SpokenExample(features.to(self.device, self.dtype), example.tokens)
+
     def predict(self, example: SpokenExample, draw: Draw) -> Float[Tensor, "token vocabulary"]:  # noqa: ARG002
         """Logits of each token of the text and of its end, each told the ones before it."""
         return self._logits([example])[0]

@@ -6,9 +6,22 @@ key `woodshed`. A map of Side-Step's own has no such key. Nothing of a map that 
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from woodshed.contracts import Json
 
@@ -16,10 +29,51 @@ FOCUSES = ("balanced", "texture", "structure", "uniform")
 SCORES = ("wg", "density", "spectrum")
 
 
+SCHEMA_VERSION = 2
+"""Of the top level, Side-Step's count."""
+FORMAT = 1
+"""Of what stands under `woodshed`, our own count."""
+
+Number = int | float
+"""One of Side-Step's: a whole number stays one."""
+RelativeError = Annotated[
+    float,
+    BeforeValidator(lambda value: math.inf if value is None else value),
+    Field(ge=0),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "null"}]}),
+]
+"""Infinite where nothing is known, which JSON has no number for: null."""
+
+
+KEEP_ORDER = "keep the order of keys"
+"""Context for `model_validate`."""
+
+
 class _Part(BaseModel):
-    """Frozen; what a newer version added is kept."""
+    """Frozen; what a newer version added is kept, and what was read from a file keeps its order of keys."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+
+    _order: tuple[str, ...] = PrivateAttr(default=())
+
+    def __eq__(self, other: object) -> bool:
+        # Unlike pydantic's own, blind to the order of keys.
+        return type(self) is type(other) and dict(self) == dict(other)  # type: ignore[call-overload]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_order(cls, data: Any, make: ModelWrapValidatorHandler[_Part], info: ValidationInfo) -> _Part:
+        part = make(data)
+        if info.context == KEEP_ORDER and isinstance(data, dict):
+            part._order = tuple(data)
+        return part
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = dump(self)
+        return {key: dumped[key] for key in self._order if key in dumped} | dumped
 
 
 class Estimate(_Part):
@@ -28,7 +82,7 @@ class Estimate(_Part):
     value: float
     low: float
     high: float
-    relative_se: float = Field(ge=0, description="Standard error of the logarithm.")
+    relative_se: RelativeError = Field(description="Standard error of the logarithm; null: nothing is known.")
 
 
 class Profile(_Part):
@@ -149,8 +203,8 @@ class ModuleRecord(_Part):
     """An included layer, as schema 2 says it."""
 
     name: str
-    fisher_score: float
-    fisher_cross_run_std: float
+    fisher_score: Number
+    fisher_cross_run_std: Number
     effective_rank: int = Field(description="-1: not known.")
     assigned_rank: int
 
@@ -158,10 +212,10 @@ class ModuleRecord(_Part):
 class FisherMap(_Part):
     """A whole map."""
 
-    version: int
+    version: int = Field(default=1, description="2; maps without it are older.")
     model_variant: str
     timestep_focus: str
-    timestep_range: list[float]
+    timestep_range: list[Number]
     timestep_params: dict[str, Json] = Field(default_factory=dict)
     num_runs: int
     batches_per_run: int

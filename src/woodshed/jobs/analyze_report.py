@@ -36,7 +36,7 @@ class AnalyzePlan:
     """Beside the model, while gradients are measured."""
     disk_bytes: int
     mean_gradients: str
-    """`memory`, `disk` or `sketch`."""
+    """`memory`, `sketch` or `none`."""
     fragile: str | None = None
     """Why adapters can spoil this variant."""
     notes: tuple[str, ...] = ()

@@ -163,10 +163,10 @@ class AnalyzeSettings(Settings):
         description="Measure as well what the output reacts to: a warning of what adapting may forget. Every fourth "
         "draw costs one more pass.",
     )
-    mean_gradients: Literal["auto", "memory", "disk", "sketch"] = Field(
+    mean_gradients: Literal["auto", "memory", "sketch", "none"] = Field(
         default="auto",
-        description="Where the mean gradient of each layer is kept: in the model's memory, on disk, or only a sketch "
-        "of it; auto takes the first that fits.",
+        description="How the mean gradient of each layer is kept, for its spectrum and an exact wg: whole in the "
+        "model's memory, as a sketch, or not at all; auto is whole where it fits, else a sketch.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="All chance derives from it: the same seed, the same map.")
 

@@ -1,0 +1,219 @@
+"""An analysis from its first pass to its last: measure, look at the ranks that follow, stop when they stay put."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from woodshed.contracts import Json
+from woodshed.importance.allocation import Allocation, RankRequest, allocate
+from woodshed.importance.belief import Scored
+from woodshed.importance.belief import Spectrum as KnownSpectrum
+from woodshed.importance.convergence import CHECK_DRAWS, Checks, Reason
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.layers import LayerShape
+from woodshed.importance.looks import LookPlan, looks
+from woodshed.importance.measuring import Measurer, exact_wg, spectra
+from woodshed.importance.resampling import relative_errors, song_counts
+from woodshed.importance.scores import EntryScores, Resampled, Songs, energy_scores, songs_of
+from woodshed.importance.sidestep_rule import effective_rank
+from woodshed.importance.spectrum import Spectrum
+
+CHECK_RESAMPLES = 100
+COMMIT_EVERY_S = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """Scores of all layers for the focus that was asked for, and what ranks need beside them."""
+
+    songs: Songs
+    counts: Float64[np.ndarray, "resample song"]
+    energy: Resampled
+    density: Resampled
+    wg: Resampled
+    """Exact where whole mean gradients are kept; then resamples are scaled to it."""
+    signal: Resampled
+    spectra: list[Spectrum] | None
+
+    def of(self, score: str) -> Resampled:
+        """What a score's standard errors come from; for the spectrum it is the signal that is spread over it."""
+        return {"wg": self.wg, "density": self.density, "spectrum": self.signal}[score]
+
+
+class Analysis:
+    """One measurement, with or without a reference beside it.
+
+    Args:
+        measurer: of the data.
+        reference: of what the data is held against; it makes the same looks.
+        request: the ranks that are to stay put.
+    """
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        reference: Measurer | None,
+        *,
+        plan: LookPlan,
+        timesteps: Timesteps,
+        request: RankRequest,
+        patience: int,
+        max_relative_error: float,
+    ) -> None:
+        self.measurer, self.reference, self.plan, self.timesteps = measurer, reference, plan, timesteps
+        self.request = request
+        shapes = measurer.shapes
+        self.checks = Checks(shapes, patience, max_relative_error)
+        weights = [
+            module.weight.detach().reshape(-1)[places].float().abs().cpu().numpy()
+            for module, places in zip(measurer.model.layers().values(), measurer.places, strict=True)
+            if isinstance(module.weight, Tensor)
+        ]
+        self.entries = EntryScores(shapes, weights)
+        self.effective_ranks = _effective_ranks(measurer) if request.rule == "sidestep" else {}
+        self.is_stable = self._resumed()
+        if reference is not None:
+            reference.table.cut(measurer.table.num_looks)
+
+    @property
+    def shapes(self) -> tuple[LayerShape, ...]:
+        return self.measurer.shapes
+
+    def run(self, *, progress: Callable[[int], None], is_stopped: Callable[[], bool]) -> bool:
+        """Measure until ranks are stable or looks are used up; False if it was stopped before.
+
+        What was measured is on disk then, and the same analysis goes on from there.
+        """
+        table = self.measurer.table
+        tables = [table] if self.reference is None else [table, self.reference.table]
+        committed = time.monotonic()
+        with self.measurer.probe.attached():
+            planned = islice(looks(self.plan, self.timesteps), table.num_looks, None)
+            while not self.is_stable and (group := list(islice(planned, CHECK_DRAWS))):
+                if is_stopped():
+                    self._commit()
+                    return False
+                self.measurer.measure(group)
+                if self.reference is not None:
+                    self.reference.measure(group)
+                for each in tables:
+                    each.num_looks += len(group)
+                self._check()
+                progress(table.num_looks)
+                if time.monotonic() - committed > COMMIT_EVERY_S:
+                    self._commit()
+                    committed = time.monotonic()
+        self._commit()
+        return True
+
+    @property
+    def reason(self) -> Reason:
+        return self.checks.reason(is_stable=self.is_stable, is_counted=self.plan.is_counted)
+
+    def scoring(self, *, resamples: int, with_signal: bool = True, with_spectra: bool = True) -> Scoring:
+        """Scores of all draws so far."""
+        table = self.measurer.table
+        songs = songs_of(table, self.timesteps, self.timesteps.asked)
+        counts = song_counts(len(songs.items), seed=self.plan.seed, resamples=resamples)
+        energy = energy_scores(table.energy, songs, counts)
+        weights = np.array([shape.num_weights for shape in self.shapes])
+        wg = self.entries.wg(table, songs, counts)
+        exact = exact_wg(self.measurer, total_weight=float(songs.totals.sum()))
+        if exact is not None:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                scale = np.where(wg.values > 0, np.array(exact) / wg.values, 1.0)
+            wg = Resampled(np.array(exact), wg.resamples * scale)
+        nothing = Resampled(np.full(len(weights), np.nan), np.full((resamples, len(weights)), np.nan))
+        signal = self.entries.signal(table, songs, counts) if with_signal else nothing
+        made = None
+        if with_spectra:
+            energies = [float(max(value, 0.0)) for value in np.nan_to_num(signal.values)]
+            made = spectra(self.measurer, total_weight=float(songs.totals.sum()), energies=energies)
+        return Scoring(
+            songs=songs,
+            counts=counts,
+            energy=energy,
+            density=Resampled(energy.values / weights, energy.resamples / weights),
+            wg=wg,
+            signal=signal,
+            spectra=made,
+        )
+
+    def allocation(
+        self, scoring: Scoring, *, values: Sequence[float] | None = None, spread: float | None = None
+    ) -> Allocation:
+        """The ranks that follow from scores.
+
+        Args:
+            values: of a resample, in place of the scores themselves.
+            spread: as `allocate` takes it.
+        """
+        score = "density" if self.request.rule == "sidestep" else self.request.score
+        resampled = scoring.of(score)
+        errors = relative_errors(resampled.resamples)
+        names = [shape.name for shape in self.shapes]
+        scored = {
+            name: Scored(float(value), float(error))
+            for name, value, error in zip(names, resampled.values if values is None else values, errors, strict=True)
+        }
+        known = {
+            name: KnownSpectrum(spectrum.values, spectrum.rest)
+            for name, spectrum in zip(names, scoring.spectra or (), strict=False)
+        }
+        return allocate(
+            self.request, self.shapes, scored, spectra=known, effective_ranks=self.effective_ranks, spread=spread
+        )
+
+    def _check(self) -> None:
+        if len(set(self.measurer.table.items)) < 2:
+            return
+        is_spectral = self.request.score == "spectrum"
+        scoring = self.scoring(resamples=CHECK_RESAMPLES, with_signal=is_spectral, with_spectra=is_spectral)
+        score = "density" if self.request.rule == "sidestep" else self.request.score
+        errors = relative_errors(scoring.of(score).resamples)
+        finite = errors[np.isfinite(errors)]
+        error = float(np.median(finite)) if finite.size else np.inf
+        self.is_stable = self.checks.add(self.allocation(scoring).ranks, error)
+
+    def _commit(self) -> None:
+        table = self.measurer.table
+        table.notes = {
+            "request": self._decision(),
+            "ranks": [dict(ranks) for ranks in self.checks.ranks],
+            "moved": self.checks.moved,
+            "errors": [error if np.isfinite(error) else None for error in self.checks.errors],
+            "is_stable": self.is_stable,
+        }
+        # The reference first: where the data's table is behind, the reference's is cut to its length.
+        if self.reference is not None:
+            self.reference.table.commit()
+        table.commit()
+
+    def _resumed(self) -> bool:
+        """Take over the checks of an earlier run that was after the same ranks."""
+        notes = self.measurer.table.notes
+        if notes.get("request") != self._decision():
+            return False
+        self.checks.ranks = list(notes["ranks"])
+        self.checks.moved = list(notes["moved"])
+        self.checks.errors = [np.inf if error is None else error for error in notes["errors"]]
+        return bool(notes["is_stable"])
+
+    def _decision(self) -> Json:
+        asked = asdict(self.request) | {"floors": dict(self.request.floors)}
+        return asked | {"patience": self.checks.patience, "max_relative_error": self.checks.max_relative_error}
+
+
+def _effective_ranks(measurer: Measurer) -> dict[str, int]:
+    return {
+        name: effective_rank(module.weight.detach())
+        for name, module in measurer.model.layers().items()
+        if isinstance(module.weight, Tensor) and module.weight.ndim == 2
+    }

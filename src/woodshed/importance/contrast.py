@@ -1,0 +1,129 @@
+"""How specific to its data a map is: the data's gradients held against a reference's.
+
+For each layer, D^2 = |mean g over the data - mean g over the reference|^2. Relabelling songs (which of them are data,
+which reference) shows what chance makes of it: a layer's contrast is D^2 less its mean under relabelling, in units of
+its standard deviation there. Where data and reference have the same songs, as with silence or permuted captions, labels
+are swapped within each song, which takes out all that the two have in common.
+
+Source: Gretton et al. 2012, "A kernel two-sample test": this is the maximum mean discrepancy with the inner product of
+gradients as its kernel, and its permutation test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from woodshed.chance import generator
+from woodshed.importance.draw_table import DrawTable
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.resampling import spearman
+from woodshed.importance.scores import EntryScores, Songs, songs_of
+
+RELABELLINGS = 999
+SPECIFIC_P = 0.05
+HALVES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """Data against reference."""
+
+    layers: Float64[np.ndarray, " layer"]
+    """In standard deviations of what chance gives; 0 where chance gives nothing."""
+    p_value: float
+    """Share of relabellings that differ as much over all layers, the true labels counted in."""
+
+    @property
+    def is_specific(self) -> bool:
+        return self.p_value <= SPECIFIC_P
+
+
+def contrast(
+    entries: EntryScores,
+    data: DrawTable,
+    reference: DrawTable,
+    timesteps: Timesteps,
+    *,
+    is_paired: bool,
+    seed: int,
+) -> Contrast:
+    """Test over songs, for the focus that was asked for.
+
+    Args:
+        is_paired: both tables hold the same songs, by number.
+    """
+    songs = [songs_of(table, timesteps, timesteps.asked) for table in (data, reference)]
+    if is_paired:
+        common, *places = np.intersect1d(songs[0].items, songs[1].items, return_indices=True)
+        songs = [_kept(each, place) for each, place in zip(songs, places, strict=True)]
+        labels = _swapped(len(common), seed)
+    else:
+        labels = _shuffled(len(songs[0].items), len(songs[1].items), seed)
+    columns = []
+    for layer in range(entries.num_layers):
+        rows = [
+            entries.song_sums(table, each, layer) / np.maximum(each.totals, 1e-30)[:, None]
+            for table, each in zip((data, reference), songs, strict=True)
+        ]
+        points = rows[0] - rows[1] if is_paired else np.concatenate(rows) - np.concatenate(rows).mean(axis=0)
+        kernel = points @ points.T
+        columns.append(((labels @ kernel) * labels).sum(axis=1))
+    squares = np.stack(columns, axis=1)
+    by_chance = squares[1:]
+    spread = by_chance.std(axis=0)
+    usable = spread > 1e-12 * max(float(np.abs(squares).max()), 1e-300)
+    scaled = np.where(usable, (squares - by_chance.mean(axis=0)) / np.where(usable, spread, 1.0), 0.0)
+    # The statistic is the mean over layers; the true labels are one of the relabellings.
+    overall = scaled.mean(axis=1)
+    p_value = float((overall >= overall[0] - 1e-12).mean())
+    return Contrast(layers=scaled[0], p_value=p_value)
+
+
+def halves_correlation(
+    entries: EntryScores,
+    table: DrawTable,
+    timesteps: Timesteps,
+    score: str,
+    energy: Float64[np.ndarray, "draw layer"],
+    *,
+    seed: int,
+) -> float:
+    """Spearman's between the scores of two random halves of the songs, in the mean over splits."""
+    songs = songs_of(table, timesteps, timesteps.asked)
+    num_songs = len(songs.items)
+    if num_songs < 2:
+        return 0.0
+    chance = generator(seed, "halves")
+    sides = np.zeros((HALVES, num_songs))
+    for row in sides:
+        row[chance.permutation(num_songs)[: num_songs // 2]] = 1.0
+    found = []
+    both = np.concatenate([sides, 1.0 - sides])
+    if score == "wg":
+        scores = entries.wg(table, songs, both).resamples
+    else:
+        scores = (both @ (songs.members @ energy)) / (both @ songs.totals)[:, None]
+    for first, second in zip(scores[:HALVES], scores[HALVES:], strict=True):
+        if np.isfinite(first).all() and np.isfinite(second).all():
+            found.append(spearman(first, second))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _kept(songs: Songs, places: Float64[np.ndarray, " song"]) -> Songs:
+    return Songs(weights=songs.weights, members=songs.members[places], items=songs.items[places])
+
+
+def _swapped(num_songs: int, seed: int) -> Float64[np.ndarray, "labelling song"]:
+    """Signs of each song's difference: all positive first, then at random."""
+    signs = generator(seed, num_songs, "swapped").integers(0, 2, (RELABELLINGS, num_songs)) * 2.0 - 1.0
+    return np.concatenate([np.ones((1, num_songs)), signs]) / num_songs
+
+
+def _shuffled(num_data: int, num_reference: int, seed: int) -> Float64[np.ndarray, "labelling song"]:
+    """1 / n for songs that count as data, -1 / n for those of the reference: the true labels first."""
+    chance = generator(seed, num_data, num_reference, "shuffled")
+    true = np.concatenate([np.full(num_data, 1 / num_data), np.full(num_reference, -1 / num_reference)])
+    return np.stack([true, *(chance.permutation(true) for _ in range(RELABELLINGS))])

@@ -1,0 +1,175 @@
+"""Scores of all layers for one focus, from the draws of a run, with their resamples over songs.
+
+For the gradient g of one draw's loss with respect to a layer's weight W (d_out, d_in), and means over draws that are
+weighted for the focus:
+
+- energy = mean |g|^2, and density = energy per weight: the trace of the empirical Fisher information;
+- signal = |mean g|^2, unbiased: products of different songs only, since the square of a mean of n draws holds 1 / n of
+  their noise. Noise = energy - signal: what no adapter can remove;
+- wg = mean over weights of |W * mean g| (GoRA, arXiv 2502.12171). It holds the noise of the mean gradient, less with
+  every draw.
+
+Signal, and the uncertainty of wg, come from entries of the gradient that were sampled at random places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from woodshed.importance.draw_table import DrawTable
+from woodshed.importance.focus import Focus, Timesteps
+from woodshed.importance.layers import LayerShape
+from woodshed.importance.resampling import resampled_means
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """One score of all layers."""
+
+    values: Float64[np.ndarray, " layer"]
+    resamples: Float64[np.ndarray, "resample layer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Songs:
+    """The draws of a run by song, weighted for a focus."""
+
+    weights: Float64[np.ndarray, " draw"]
+    members: Float64[np.ndarray, "song draw"]
+    """Weight of each draw in its song's row, 0 elsewhere: products with it are sums by song."""
+    items: Int64[np.ndarray, " song"]
+    """Which item of the data set each song is."""
+
+    @property
+    def totals(self) -> Float64[np.ndarray, " song"]:
+        totals: Float64[np.ndarray, " song"] = self.members.sum(axis=1)
+        return totals
+
+
+def songs_of(table: DrawTable, timesteps: Timesteps, focus: Focus) -> Songs:
+    """Draws so far, by song."""
+    items, places = np.unique(np.array(table.items, np.int64), return_inverse=True)
+    weights = timesteps.weights(table.timesteps, focus)
+    members = np.zeros((len(items), len(weights)))
+    members[places, np.arange(len(weights))] = weights
+    return Songs(weights=weights, members=members, items=items)
+
+
+def energy_scores(
+    energy: Float32[np.ndarray, "draw layer"], songs: Songs, counts: Float64[np.ndarray, "resample song"]
+) -> Resampled:
+    """Mean squared norms of the gradients."""
+    sums = songs.members @ energy.astype(np.float64)
+    values = sums.sum(axis=0) / songs.totals.sum()
+    return Resampled(values, resampled_means(counts, sums, songs.totals))
+
+
+class EntryScores:
+    """What sampled entries of the gradients tell, layer by layer.
+
+    Args:
+        shapes: of the layers.
+        weights_at: absolute weight of each layer at the places that were sampled.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape], weights_at: Sequence[Float32[np.ndarray, " entry"]]) -> None:
+        self._shapes, self._weights_at = shapes, weights_at
+        ends = np.cumsum([len(weights) for weights in weights_at])
+        self._columns = [slice(end - len(w), end) for end, w in zip(ends.tolist(), weights_at, strict=True)]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._shapes)
+
+    def song_sums(self, table: DrawTable, songs: Songs, layer: int) -> Float64[np.ndarray, "song entry"]:
+        """Weighted sums by song of one layer's entries."""
+        sums: Float64[np.ndarray, "song entry"] = songs.members @ table.entries()[:, self._columns[layer]]
+        return sums
+
+    def wg(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
+        """Mean |W * mean g| over the sampled entries."""
+        values, resamples = [], []
+        for layer, weights in enumerate(self._weights_at):
+            sums = self.song_sums(table, songs, layer)
+            values.append(float((np.abs(sums.sum(axis=0)) * weights).mean() / songs.totals.sum()))
+            resamples.append((np.abs(resampled_means(counts, sums, songs.totals)) * weights).mean(axis=1))
+        return Resampled(np.array(values), np.stack(resamples, axis=1))
+
+    def signal(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
+        """|mean g|^2 over the whole layer, by products of different songs. NaN for a single song."""
+        everyone = np.ones((1, len(songs.totals)))
+        both = np.concatenate([everyone, counts])
+        pairs = np.square(both @ songs.totals) - np.square(both) @ np.square(songs.totals)
+        made = []
+        for layer, shape in enumerate(self._shapes):
+            sums = self.song_sums(table, songs, layer)
+            own = np.square(sums).sum(axis=1)
+            products = np.square(both @ sums).sum(axis=1) - np.square(both) @ own
+            with np.errstate(invalid="ignore", divide="ignore"):
+                made.append(np.where(pairs > 0, products / pairs, np.nan) * shape.num_weights / max(1, sums.shape[1]))
+        found = np.stack(made, axis=1)
+        return Resampled(found[0], found[1:])
+
+    def rest_without(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, "song layer"]:
+        """wg of the data without each of its songs."""
+        columns = []
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for layer, weights in enumerate(self._weights_at):
+                sums = self.song_sums(table, songs, layer)
+                rest = (sums.sum(axis=0) - sums) / (songs.totals.sum() - songs.totals)[:, None]
+                columns.append((np.abs(rest) * weights).mean(axis=1))
+        return np.stack(columns, axis=1)
+
+
+def density_without(energy: Float32[np.ndarray, "draw layer"], songs: Songs) -> Float64[np.ndarray, "song layer"]:
+    """Mean energies of the data without each of its songs."""
+    sums = songs.members @ energy.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rest: Float64[np.ndarray, "song layer"] = (sums.sum(axis=0) - sums) / (songs.totals.sum() - songs.totals)[
+            :, None
+        ]
+    return rest
+
+
+def leverage(
+    scores: Float64[np.ndarray, " layer"], without: Float64[np.ndarray, "song layer"]
+) -> Float64[np.ndarray, " song"]:
+    """How much each song drives the map: its share of what leaving songs out changes, in relative scores."""
+    usable = (scores > 0) & (without > 0).all(axis=0)
+    if not usable.any():
+        return np.zeros(len(without))
+
+    def relative(rows: Float64[np.ndarray, "row layer"]) -> Float64[np.ndarray, "row layer"]:
+        logs = np.log(rows[:, usable])
+        centred: Float64[np.ndarray, "row layer"] = logs - logs.mean(axis=1, keepdims=True)
+        return centred
+
+    change = np.square(relative(without) - relative(scores[None])).sum(axis=1)
+    total = float(change.sum())
+    shares: Float64[np.ndarray, " song"] = change / total if total else change
+    return shares
+
+
+def distinct_groups(
+    scores: Float64[np.ndarray, " layer"], errors: Float64[np.ndarray, " layer"]
+) -> Int64[np.ndarray, " layer"]:
+    """Groups of layers that cannot be told apart: from the highest score down, a new group begins with the first layer
+    that lies below the group's first by more than 1.64 standard errors of the difference. Counted from 1.
+
+    >>> distinct_groups(np.array([1.0, 8.0, 7.5]), np.array([0.1, 0.1, 0.1]))
+    array([2, 1, 1])
+    """
+    groups = np.zeros(len(scores), np.int64)
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.maximum(scores, 0.0))
+    group, first = 0, -1
+    for layer in np.argsort(-scores, kind="stable"):
+        gap = logs[first] - logs[layer] if first >= 0 else np.inf
+        if first < 0 or gap > 1.645 * np.hypot(errors[first], errors[layer]):
+            group, first = group + 1, int(layer)
+        groups[layer] = group
+    return groups
