@@ -171,7 +171,7 @@ def _layer(
             "wg": _estimate(score * factor, relative_se),
             "density": _estimate(density * factor, relative_se),
             "sensitivity": _estimate(1e-6 * float(np.exp(rng.normal(0, 0.5))), relative_se),
-            "contrast": _estimate(float(np.exp(rng.normal(0.2, 0.3))), 2 * relative_se),
+            "contrast": float(np.clip(rng.normal(0.1, 0.1), 0.0, None)) if focus == "balanced" else None,
         }
         for focus, factor in zip(FOCUSES, (1.0, 0.7, 1.4, 0.9), strict=True)
     }

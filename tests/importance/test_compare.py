@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.importance.example_map import example_map, layer_names
 from woodshed.errors import UsageError
-from woodshed.importance.compare import compare_maps, holm, spearman, student_p
+from woodshed.importance.compare import compare_maps, holm, student_p
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.jobs.analyze_compare import compare_report
 
@@ -75,7 +75,8 @@ def _estimated(logs: np.ndarray, side: int) -> FisherMap:
     """A map whose scores are means over songs, with their own standard errors."""
     fisher_map = example_map(num_songs=len(logs), noise_seed=side)
     assert fisher_map.woodshed is not None
-    errors = logs.std(axis=0, ddof=1) / math.sqrt(len(logs))
+    # As a bootstrap gives them: n songs drawn from n vary (n - 1) / n times as much as fresh ones.
+    errors = logs.std(axis=0) / math.sqrt(len(logs))
     layers = []
     for layer, value, error in zip(fisher_map.woodshed.layers, np.exp(logs.mean(axis=0)), errors, strict=True):
         profile = layer.profiles["balanced"]
@@ -97,6 +98,14 @@ def test_a_map_of_side_step_has_no_intervals_and_the_verdict_says_so() -> None:
     assert not found.has_intervals
     assert not found.is_distinct.any()
     assert set(found.names) == set(layer_names()), "their names start with `decoder.`, ours do not"
+
+
+def test_a_map_whose_errors_are_unknown_has_no_intervals_either() -> None:
+    """One song, or so few draws that no resample says anything."""
+    for b in (example_map(num_songs=1), example_map(relative_se=math.inf)):
+        found = compare_maps(example_map(), b)
+        assert found.verdict == "It cannot be said whether the maps differ beyond chance: B has no intervals."
+        assert (found.z == 0).all()
 
 
 def test_two_maps_of_side_step_count_ranks_for_want_of_shapes() -> None:
@@ -179,8 +188,3 @@ def test_holm_rejects_all_that_bonferroni_does_and_only_the_smallest(p_values: l
     assert not rejected[p > 0.05].any()
     if rejected.any() and not rejected.all():
         assert p[rejected].max() <= p[~rejected].min()
-
-
-def test_spearman_shares_the_ranks_of_ties() -> None:
-    assert spearman(np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx(0.9486833)
-    assert math.isnan(spearman(np.ones(3), np.arange(3.0)))

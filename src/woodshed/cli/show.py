@@ -14,6 +14,9 @@ from woodshed.contracts import Summary
 from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanReport, SpeechReport, VerifyReport
 
 OWN_PAGES = {
+    "AnalyzePlan": "show_analyze",
+    "AnalyzeReport": "show_analyze",
+    "CompareReport": "show_compare",
     "SettingsReport": "show_settings",
     "SongsConvertReport": "show_songs_convert",
     "SongsDatasetReport": "show_songs_dataset",

@@ -20,6 +20,7 @@ from numpy import ndarray
 from woodshed.errors import UsageError
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.map_view import DENSITY, LayerView, layer_views, num_songs, score_of
+from woodshed.importance.resampling import spearman
 
 FAMILY_ERROR = 0.05
 _LARGE_DF = 200
@@ -44,7 +45,7 @@ class MapComparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     rank_correlation: float
-    """Spearman's; NaN where a map scores all layers alike."""
+    """Spearman's; 0 where a map scores all layers alike."""
     moved_share: float
     verdict: str
     notes: tuple[str, ...]
@@ -73,7 +74,8 @@ def compare_maps(a: FisherMap, b: FisherMap, *, name_a: str = "A", name_b: str =
         )
     views_a, views_b = [all_a[name] for name in names], [all_b[name] for name in names]
     logs_a, logs_b = _centred_logs(views_a), _centred_logs(views_b)
-    lacking = [name for name, one in ((name_a, a), (name_b, b)) if _songs(one) < 2]
+    sides = ((name_a, a, views_a), (name_b, b, views_b))
+    lacking = [name for name, one, views in sides if _songs(one) < 2 or not any(view.log_se for view in views)]
     z, is_distinct = np.zeros(len(names)), np.zeros(len(names), dtype=bool)
     if not lacking:
         z, is_distinct, blind = _tested(logs_b - logs_a, views_a, views_b, _songs(a), _songs(b))
@@ -111,18 +113,6 @@ def holm(p_values: Float[ndarray, " test"], *, family_error: float = FAMILY_ERRO
     rejected = np.zeros(len(p_values), dtype=bool)
     rejected[order[: len(passes) if passes.all() else int(np.argmin(passes))]] = True
     return rejected
-
-
-def spearman(a: Float[ndarray, " layer"], b: Float[ndarray, " layer"]) -> float:
-    """Correlation of ranks, ties sharing theirs; NaN where one side is constant.
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 8.0, 90.0]))
-    1.0
-    """
-    ranks_a, ranks_b = _average_ranks(a), _average_ranks(b)
-    ranks_a, ranks_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
-    scale = math.sqrt(float(ranks_a @ ranks_a) * float(ranks_b @ ranks_b))
-    return float(ranks_a @ ranks_b) / scale if scale else math.nan
 
 
 def student_p(t: float, df: int) -> float:
@@ -208,7 +198,11 @@ def _tested(
     songs_b: int,
 ) -> tuple[Float[ndarray, " layer"], Bool[ndarray, " layer"], float]:
     """z, which layers are distinct, and the least factor that the median layer would have to differ by."""
-    variances = [np.array([(view.log_se or 0.0) ** 2 for view in views]) for views in (views_a, views_b)]
+    variances = [
+        # Resamples of n songs vary (n - 1) / n times as much as fresh songs would.
+        np.array([(view.log_se or 0.0) ** 2 for view in views]) * songs / (songs - 1)
+        for views, songs in ((views_a, songs_a), (views_b, songs_b))
+    ]
     error = np.sqrt(variances[0] + variances[1])
     is_testable = (variances[0] > 0) & (variances[1] > 0)
     z = np.divide(differences, error, out=np.zeros_like(differences), where=is_testable)
@@ -255,10 +249,3 @@ def _verdict(num_distinct: int, num_layers: int, lacking: Sequence[str]) -> str:
     if not num_distinct:
         return f"The maps do not differ beyond their intervals in any of {num_layers} layers."
     return f"The maps differ beyond their intervals in {num_distinct} of {num_layers} layers."
-
-
-def _average_ranks(values: Float[ndarray, " layer"]) -> Float[ndarray, " layer"]:
-    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Float[ndarray, " layer"] = (last - (counts - 1) / 2)[position]
-    return ranks

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 
 from woodshed.importance.fisher_map import Estimate, FisherMap, LayerRecord, Profile, WoodshedPart
 
@@ -75,6 +76,40 @@ def mean_score(views: Iterable[LayerView]) -> float | None:
     return math.exp(math.fsum(logs) / len(logs)) if logs else None
 
 
+def params_of_ranks(views: Iterable[LayerView]) -> int | None:
+    """Parameters of all adapters together; None where the map does not tell what a rank costs."""
+    given = [view for view in views if view.rank]
+    prices = [view.price for view in given if view.price is not None]
+    if len(prices) < len(given):
+        return None
+    return sum(view.rank * price for view, price in zip(given, prices, strict=True))
+
+
+def params_of_flat_rank(views: Iterable[LayerView], rank: int) -> int | None:
+    """The same if every layer that can have an adapter had one of `rank`.
+
+    >>> params_of_flat_rank([LayerView(name="a", rank=0, price=30), LayerView(name="b", rank=8, price=10)], 2)
+    80
+    """
+    return params_of_ranks([replace(view, rank=rank) for view in views if view.adaptable])
+
+
+def reactive_layers(views: Iterable[LayerView]) -> tuple[LayerView, ...]:
+    """Layers among the tenth that the output reacts to most, whose rank is above the median: adapting them much is
+    what is likely to forget. The most sensitive first; none where the map has no sensitivities.
+
+    >>> views = [LayerView(name=f"{at}", rank=8 * at, sensitivity=float(at)) for at in range(1, 21)]
+    >>> [view.name for view in reactive_layers(views)]
+    ['20', '19']
+    """
+    known = [view for view in views if view.sensitivity is not None and view.rank]
+    if not known:
+        return ()
+    middle = median(view.rank for view in known)
+    by_sensitivity = sorted(known, key=lambda view: (-(view.sensitivity or 0.0), view.name))
+    return tuple(view for view in by_sensitivity[: math.ceil(len(known) / 10)] if view.rank > middle)
+
+
 def num_songs(ours: WoodshedPart) -> int:
     """Items that the scores come from."""
     return len(set(ours.items_used)) or ours.num_items
@@ -108,8 +143,9 @@ def _estimate(layer: LayerRecord, profile: Profile | None, score: str) -> Estima
     return found if isinstance(found, Estimate) else None
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    """A map may say null or infinity where nothing is known."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _canonical(name: str) -> str:
