@@ -63,7 +63,10 @@ def layer_views(fisher_map: FisherMap, *, score: str | None = None) -> tuple[Lay
         left_out = [LayerView(name=_canonical(name), rank=0) for name in fisher_map.excluded_modules]
         return (*given, *left_out)
     wanted = score or score_of(fisher_map)
-    return tuple(_view(layer, fisher_map.timestep_focus, wanted) for layer in ours.layers)
+    views = (_view(layer, fisher_map.timestep_focus, wanted) for layer in ours.layers)
+    # Groups are of the score that ranks follow, and a spectrum, which has no errors, borrows those of wg.
+    has_groups = wanted == score_of(fisher_map) != "spectrum"
+    return tuple(view if has_groups else replace(view, group=None) for view in views)
 
 
 def mean_score(views: Iterable[LayerView]) -> float | None:
