@@ -7,6 +7,7 @@ key `woodshed`. A map of Side-Step's own has no such key. Nothing of a map that 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,10 +15,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
+    PlainSerializer,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
     WithJsonSchema,
     model_serializer,
     model_validator,
@@ -36,13 +35,33 @@ FORMAT = 1
 
 Number = int | float
 """One of Side-Step's: a whole number stays one."""
+
+
+def _null_if_infinite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
 RelativeError = Annotated[
     float,
     BeforeValidator(lambda value: math.inf if value is None else value),
+    PlainSerializer(_null_if_infinite),
     Field(ge=0),
     WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "null"}]}),
 ]
 """Infinite where nothing is known, which JSON has no number for: null."""
+Upper = Annotated[
+    float,
+    BeforeValidator(lambda value: math.inf if value is None else value),
+    PlainSerializer(_null_if_infinite),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+Lower = Annotated[
+    float,
+    BeforeValidator(lambda value: -math.inf if value is None else value),
+    PlainSerializer(_null_if_infinite),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""Ends of an interval, null where they are infinite."""
 
 
 KEEP_ORDER = "keep the order of keys"
@@ -58,20 +77,20 @@ class _Part(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         # Unlike pydantic's own, blind to the order of keys.
-        return type(self) is type(other) and dict(self) == dict(other)  # type: ignore[call-overload]
+        return type(self) is type(other) and dict(self) == dict(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember_order(cls, data: Any, make: ModelWrapValidatorHandler[_Part], info: ValidationInfo) -> _Part:
+    def _remember_order(cls, data: Any, make: Callable[[Any], Any], info: Any) -> Any:
         part = make(data)
         if info.context == KEEP_ORDER and isinstance(data, dict):
             part._order = tuple(data)
         return part
 
     @model_serializer(mode="wrap")
-    def _in_order(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _in_order(self, dump: Callable[[Any], Any]) -> dict[str, Any]:
         dumped: dict[str, Any] = dump(self)
         return {key: dumped[key] for key in self._order if key in dumped} | dumped
 
@@ -80,9 +99,12 @@ class Estimate(_Part):
     """A number with its 90 % interval, by a bootstrap over songs."""
 
     value: float
-    low: float
-    high: float
-    relative_se: RelativeError = Field(description="Standard error of the logarithm; null: nothing is known.")
+    low: Lower = Field(description="Null: no bound is known, as songs are too few.")
+    high: Upper
+    relative_se: RelativeError = Field(
+        description="Standard error of the logarithm less its mean over layers: what layers differ by; null: nothing "
+        "is known."
+    )
 
 
 class Profile(_Part):
@@ -96,9 +118,10 @@ class Profile(_Part):
     sensitivity: Estimate | None = Field(
         default=None, description="Mean squared norm of the output's gradient along random directions, per weight."
     )
-    contrast: Estimate | None = Field(
+    contrast: float | None = Field(
         default=None,
-        description="How far this data's mean gradient is from the reference's, over what chance would give.",
+        description="Squared distance between the mean gradients of the data and the reference beyond what chance "
+        "gives, over the energy: 0 where they do not differ.",
     )
 
 
@@ -132,7 +155,7 @@ class Convergence(_Part):
     num_checks: int
     patience: int
     moved: list[float] = Field(description="Share of the ranks' parameters that moved, check by check.")
-    relative_se: list[float] = Field(description="Median over layers, check by check.")
+    relative_se: list[RelativeError] = Field(description="Median over layers, check by check.")
     max_relative_se: float
 
 
