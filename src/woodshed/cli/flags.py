@@ -89,7 +89,7 @@ def build_parser(
 
 def _add_field(group: argparse._ArgumentGroup, model: type[Settings], name: str) -> None:
     info = model.model_fields[name]
-    kind = _without_none(info.annotation)
+    kind = without_none(info.annotation)
     default = (
         ""
         if info.is_required() or info.default == "" or any(info.default is empty for empty in (None, False, ()))
@@ -118,7 +118,7 @@ def _as_word(model: type[Settings], name: str) -> str:
     return name.upper() if model.model_fields[name].is_required() else f"[{name.upper()}]"
 
 
-def _without_none(annotation: Any) -> Any:
+def without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, UnionType):
         return next(part for part in get_args(annotation) if part is not NoneType)
     return annotation

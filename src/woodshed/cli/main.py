@@ -79,7 +79,7 @@ def _run(argv: list[str]) -> int:
     if "--plain" in root:
         # What rich and prompt_toolkit both look at.
         os.environ["NO_COLOR"] = "1"
-    if not argv and sys.stdin.isatty() and sys.stdout.isatty() and "--yes" not in root:
+    if not argv and "--yes" not in root and _is_terminal():
         return _wizard([])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
@@ -207,14 +207,19 @@ def _wizard(argv: list[str]) -> int:
         return 0
     if argv:
         raise UsageError(f"unknown argument {argv[0]}", hint="woodshed wizard takes no flags")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+    if not _is_terminal() or os.environ.get("TERM") == "dumb":
         raise UsageError(
             "the wizard asks its questions in a terminal, and this is none",
             hint="give a command and its flags: woodshed --help lists them",
         )
-    from woodshed.cli.wizard import run_wizard
+    from woodshed.cli.wizard.menu import Wizard
+    from woodshed.cli.wizard.terminal import Terminal
 
-    return run_wizard()
+    return Wizard(Terminal(), lambda command, settings: _call_job(command, settings, is_quiet=False)).run()
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _doctor(argv: list[str]) -> int:
