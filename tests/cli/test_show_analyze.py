@@ -186,6 +186,11 @@ def test_a_map_that_is_not_specific_says_so_and_one_without_reference_says_nothi
     assert "specific" not in page(with_part(REPORT, reference=None))
 
 
+def test_a_loss_without_noise_has_no_timesteps_to_tell_of() -> None:
+    assert "timesteps" in page(REPORT)
+    assert "timesteps" not in page(with_part(REPORT, trace={}))
+
+
 def test_songs_that_drive_the_map_are_named_the_largest_first() -> None:
     text = page(with_part(REPORT, leverage=[{"id": "loud", "share": 0.5}, {"id": "soft", "share": 0.125}]))
     assert re.search(r"50\.0%  loud\n +12\.5%  soft\n", text)

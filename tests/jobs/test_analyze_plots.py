@@ -90,6 +90,14 @@ def test_a_map_of_side_step_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
     assert texts(tmp_path / "ranks.svg")["-"] == 1
 
 
+def test_a_loss_without_noise_has_no_timesteps_to_draw(tmp_path: Path) -> None:
+    whole = example_map(num_blocks=1)
+    assert whole.woodshed is not None
+    files = draw_plots(whole.model_copy(update={"woodshed": whole.woodshed.model_copy(update={"trace": {}})}), tmp_path)
+    assert [path.stem for path in files[::2]] == ["ranks", "scores", "layers"]
+    assert "timesteps" not in " ".join(texts(tmp_path / "ranks.svg"))
+
+
 def test_a_map_without_layers_is_no_picture(tmp_path: Path) -> None:
     assert draw_plots(example_map().model_copy(update={"woodshed": None, "modules": []}), tmp_path) == ()
 

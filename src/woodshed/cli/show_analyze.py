@@ -15,6 +15,7 @@ from woodshed.cli.rank_grid import RankGrid, RankHistogram, interval_bar, layer_
 from woodshed.importance.fisher_map import FisherMap, WoodshedPart
 from woodshed.importance.map_view import (
     LayerView,
+    has_timesteps,
     layer_views,
     mean_score,
     num_songs,
@@ -163,6 +164,8 @@ def _data(ours: WoodshedPart) -> str:
 
 
 def _focus(fisher_map: FisherMap) -> str:
+    if not has_timesteps(fisher_map):
+        return ""
     if fisher_map.timestep_focus == "balanced":
         return "balanced: as often as the model trains on them"
     bounds = [f"{bound:g}" for bound in fisher_map.timestep_range]

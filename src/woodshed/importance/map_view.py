@@ -113,6 +113,11 @@ def reactive_layers(views: Iterable[LayerView]) -> tuple[LayerView, ...]:
     return tuple(view for view in by_sensitivity[: math.ceil(len(known) / 10)] if view.rank > middle)
 
 
+def has_timesteps(fisher_map: FisherMap) -> bool:
+    """Whether the model's loss has noise at all, as Whisper's has not."""
+    return fisher_map.woodshed is None or bool(fisher_map.woodshed.trace.get("edges"))
+
+
 def num_songs(ours: WoodshedPart) -> int:
     """Items that the scores come from."""
     return len(set(ours.items_used)) or ours.num_items

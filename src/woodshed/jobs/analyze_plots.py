@@ -21,7 +21,7 @@ from woodshed.contracts import Json
 from woodshed.errors import StoreError
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.layer_grid import NO_BLOCK, LayerGrid, common_stem, layer_grid
-from woodshed.importance.map_view import LayerView, layer_views, mean_score, score_of
+from woodshed.importance.map_view import LayerView, has_timesteps, layer_views, mean_score, score_of
 from woodshed.songs.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def _figure(width_in: float, height_in: float, title: str) -> Figure:
 
 
 def _title(fisher_map: FisherMap, what: str) -> str:
-    return f"{what}\n{_label(fisher_map.model_variant)}, {_label(fisher_map.timestep_focus)} timesteps"
+    focus = f", {_label(fisher_map.timestep_focus)} timesteps" if has_timesteps(fisher_map) else ""
+    return f"{what}\n{_label(fisher_map.model_variant)}{focus}"
 
 
 def _rank_figure(fisher_map: FisherMap, views: Sequence[LayerView]) -> Figure | None:
