@@ -20,7 +20,7 @@ from woodshed.cli.show_compare import lines_of as compare_lines
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.layer_grid import layer_grid
 from woodshed.importance.map_view import LayerView, layer_views
-from woodshed.jobs.analyze_compare import compare_report
+from woodshed.jobs.analyze_compare import report_on
 from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, CompareReport
 
 MAP = example_map(num_blocks=24)
@@ -35,7 +35,7 @@ PLAN = AnalyzePlan(
     fewest_draws=100, s_per_draw=0.5, model_bytes=3 * 2**30, extra_bytes=2**29, disk_bytes=6 * 2**30,
     mean_gradients="sketch", fragile="adapters can spoil a Turbo model",
 )  # fmt: skip
-COMPARED = compare_report(
+COMPARED = report_on(
     example_map(noise_seed=1),
     example_map(noise_seed=2, planted={"layers.1.mlp.up_proj": 2.0}),
     name_a="drums.json",
@@ -253,7 +253,7 @@ def test_a_comparison_begins_with_its_verdict_and_marks_what_is_distinct() -> No
 
 def test_a_comparison_without_intervals_shows_no_z() -> None:
     theirs: FisherMap = example_map(seed=1).model_copy(update={"woodshed": None})
-    text = page(compare_report(example_map(), theirs, name_a="a", name_b="b"))
+    text = page(report_on(example_map(), theirs, name_a="a", name_b="b"))
     assert text.startswith("It cannot be said whether the maps differ beyond chance: b has no intervals.")
     assert not re.search(r"\bz\b", text)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.importance.example_map import example_map, layer_names
-from woodshed.errors import UsageError
+from woodshed.errors import StoreError, UsageError
 from woodshed.importance.compare import compare_maps, holm, student_p
 from woodshed.importance.fisher_map import FisherMap
-from woodshed.jobs.analyze_compare import compare_report
+from woodshed.importance.map_files import map_to_json
+from woodshed.jobs.analyze_compare import compare_report, report_on
 
 PLANTED = "layers.1.mlp.up_proj"
 
@@ -166,12 +169,26 @@ def test_a_layer_without_a_score_is_counted_by_its_rank_only() -> None:
 
 def test_the_report_lists_the_most_different_layer_first() -> None:
     a, b = example_map(noise_seed=1), example_map(noise_seed=2, planted={PLANTED: 3.0})
-    report = compare_report(a, b, name_a="a.json", name_b="b.json")
+    report = report_on(a, b, name_a="a.json", name_b="b.json")
     assert report.layers[0].name == PLANTED
     assert report.layers[0].is_distinct
     assert [abs(row.z) for row in report.layers] == sorted((abs(row.z) for row in report.layers), reverse=True)
     assert report.num_common == len(report.layers) == 44
     assert report.to_json()["verdict"] == report.verdict
+
+
+def test_files_are_compared_by_their_paths(tmp_path: Path) -> None:
+    paths = (tmp_path / "a.json", tmp_path / "theirs.json")
+    for path, one in zip(paths, (example_map(), of_side_step(example_map(seed=1))), strict=True):
+        path.write_bytes(map_to_json(one))
+    old = json.loads(paths[1].read_text())
+    paths[1].write_text(json.dumps(old | {"version": 1}))
+    report = compare_report(*paths)
+    assert (report.map_a, report.map_b) == tuple(map(str, paths))
+    assert report.verdict.endswith(f"{paths[1]} has no intervals.")
+    assert report.notes[-1].startswith(f"{paths[1]}: the map is of version 1")
+    with pytest.raises(StoreError, match="there is no map"):
+        compare_report(paths[0], tmp_path / "none.json")
 
 
 @given(st.integers(1, 300), st.floats(0.0, 60.0))

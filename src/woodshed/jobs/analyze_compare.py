@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from woodshed.importance.compare import MapComparison, compare_maps
 from woodshed.importance.fisher_map import FisherMap
+from woodshed.importance.map_files import notes_on, read_map
 from woodshed.jobs.analyze_report import CompareReport, LayerDifference
 
 
-def compare_report(a: FisherMap, b: FisherMap, *, name_a: str, name_b: str) -> CompareReport:
-    """Compare.
+def compare_report(path_a: Path, path_b: Path) -> CompareReport:
+    """Compare two files.
+
+    Raises:
+        StoreError: a file is no map.
+        UsageError: the maps are of different models, or have no scored layer in common.
+    """
+    a, b = read_map(path_a), read_map(path_b)
+    report = report_on(a, b, name_a=str(path_a), name_b=str(path_b))
+    old = (f"{path}: {note}" for path, one in ((path_a, a), (path_b, b)) for note in notes_on(one))
+    return replace(report, notes=(*report.notes, *old))
+
+
+def report_on(a: FisherMap, b: FisherMap, *, name_a: str, name_b: str) -> CompareReport:
+    """Compare two maps.
 
     Args:
         name_a: what the first map is called, such as its file's path.
