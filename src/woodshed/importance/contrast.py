@@ -1,8 +1,9 @@
 """How specific to its data a map is: the data's gradients held against a reference's.
 
 For each layer, D^2 = |mean g over the data - mean g over the reference|^2. Relabelling songs (which of them are data,
-which reference) shows what chance makes of it: a layer's contrast is D^2 less its mean under relabelling, in units of
-its standard deviation there. Where data and reference have the same songs, as with silence or permuted captions, labels
+which reference) shows what chance makes of it: a layer's contrast is D^2 less its mean under relabelling, over the
+reference's mean |g|^2. Whether all layers together differ is a test: each layer's excess counts in units of its standard
+deviation under relabelling. Where data and reference have the same songs, as with silence or permuted captions, labels
 are swapped within each song, which takes out all that the two have in common.
 
 Source: Gretton et al. 2012, "A kernel two-sample test": this is the maximum mean discrepancy with the inner product of
@@ -20,7 +21,7 @@ from woodshed.chance import generator
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Timesteps
 from woodshed.importance.resampling import spearman
-from woodshed.importance.scores import EntryScores, Songs, songs_of
+from woodshed.importance.scores import EntryScores, Songs, energy_scores, songs_of
 
 RELABELLINGS = 999
 SPECIFIC_P = 0.05
@@ -32,7 +33,7 @@ class Contrast:
     """Data against reference."""
 
     layers: Float64[np.ndarray, " layer"]
-    """In standard deviations of what chance gives; 0 where chance gives nothing."""
+    """Excess of D^2 over the energy of the reference; 0 where there is none."""
     p_value: float
     """Share of relabellings that differ as much over all layers, the true labels counted in."""
 
@@ -62,6 +63,7 @@ def contrast(
         labels = _swapped(len(common), seed)
     else:
         labels = _shuffled(len(songs[0].items), len(songs[1].items), seed)
+    energy = energy_scores(reference.energy, songs[1], np.ones((1, len(songs[1].items)))).values
     columns = []
     for layer in range(entries.num_layers):
         rows = [
@@ -74,12 +76,14 @@ def contrast(
     squares = np.stack(columns, axis=1)
     by_chance = squares[1:]
     spread = by_chance.std(axis=0)
+    excess = (squares[0] - by_chance.mean(axis=0)) * entries.scale
     usable = spread > 1e-12 * max(float(np.abs(squares).max()), 1e-300)
     scaled = np.where(usable, (squares - by_chance.mean(axis=0)) / np.where(usable, spread, 1.0), 0.0)
     # The statistic is the mean over layers; the true labels are one of the relabellings.
     overall = scaled.mean(axis=1)
     p_value = float((overall >= overall[0] - 1e-12).mean())
-    return Contrast(layers=scaled[0], p_value=p_value)
+    layers = np.where(energy > 0, excess / np.where(energy > 0, energy, 1.0), 0.0)
+    return Contrast(layers=layers, p_value=p_value)
 
 
 def halves_correlation(

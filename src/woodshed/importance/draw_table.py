@@ -85,6 +85,7 @@ class DrawTable:
     def add(
         self,
         looks: Sequence[Look],
+        songs: Sequence[int],
         energy: Float32[Tensor, "draw layer"],
         entries: Float32[Tensor, "draw entry"],
         sensitivity: Mapping[int, Float32[Tensor, " layer"]],
@@ -94,13 +95,14 @@ class DrawTable:
         """Take in a batch. Its entries go to disk at once; it counts from the next `commit` on.
 
         Args:
+            songs: number of the song that each look was at.
             sensitivity: of some of the looks, by their place in the batch.
             num_passes: backward passes that the energies took.
         """
         with (self.folder / ENTRIES).open("ab") as file:
             file.write(np.ascontiguousarray(entries.numpy(), np.float32).tobytes())
         for place, look in enumerate(looks):
-            self.items.append(look.item)
+            self.items.append(songs[place])
             self.numbers.append(look.number)
             self.timesteps.append(look.draw.timestep)
             self._energy.append(energy[place].numpy())
@@ -119,7 +121,7 @@ class DrawTable:
         if num_draws < len(self) and self.sums:
             raise ValueError("sums of gradients cannot be cut")
         for rows in (self.items, self.numbers, self.timesteps, self._energy, self._sensitivity):
-            del rows[num_draws:]  # type: ignore[attr-defined]
+            del rows[num_draws:]
         self.num_looks = min(self.num_looks, num_looks)
         os.truncate(self.folder / ENTRIES, 4 * num_draws * self.num_entries)
 

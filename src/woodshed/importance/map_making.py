@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from woodshed.contracts import Json
-from woodshed.importance.allocation import Allocation
+from woodshed.importance.allocation import Allocation, RankRequest
 from woodshed.importance.analysis import Analysis, Scoring
 from woodshed.importance.contrast import Contrast, contrast, halves_correlation
 from woodshed.importance.fisher_map import (
@@ -78,7 +78,7 @@ def findings(analysis: Analysis, *, reference_kind: str | None, is_paired: bool)
     return Findings(
         layers=_layers(analysis, scoring, allocation, profiles, scored),
         allocation=allocation,
-        allocation_record=_allocation_record(analysis, allocation),
+        allocation_record=allocation_record(analysis.request, allocation),
         convergence=_convergence(analysis),
         effective_draws={
             focus.name: effective_draws(analysis.timesteps.weights(analysis.measurer.table.timesteps, focus))
@@ -134,7 +134,7 @@ def _profiles(analysis: Analysis, scoring: Scoring, focus: Focus) -> list[Profil
                 energy=of_energy,
                 density=_scaled(of_energy, 1 / size),
                 signal=_estimate(of_signal, _relative(of_signal, signal.resamples[:, layer])),
-                noise=float(energy.values[layer] - signal.values[layer]) if np.isfinite(signal.values[layer]) else None,
+                noise=float(energy.values[layer] - np.nan_to_num(signal.values[layer])),
                 wg=_estimate(
                     log_interval(float(wg.values[layer]), wg.resamples[:, layer], num_songs), errors["wg"][layer]
                 ),
@@ -219,8 +219,8 @@ def _rank_probabilities(
     )
 
 
-def _allocation_record(analysis: Analysis, allocation: Allocation) -> AllocationRecord:
-    request = analysis.request
+def allocation_record(request: RankRequest, allocation: Allocation) -> AllocationRecord:
+    """What a map says of how its ranks were given."""
     return AllocationRecord(
         rule=request.rule,
         score="density" if request.rule == "sidestep" else request.score,
@@ -250,7 +250,7 @@ def _convergence(analysis: Analysis) -> Convergence:
         num_checks=len(checks.moved),
         patience=checks.patience,
         moved=list(checks.moved),
-        relative_se=[error if np.isfinite(error) else None for error in checks.errors],
+        relative_se=list(checks.errors),
         max_relative_se=checks.max_relative_error,
     )
 
@@ -320,20 +320,13 @@ def _reference(analysis: Analysis, scored: Resampled, compared: Contrast, kind: 
 
 
 def _estimate(interval: Interval, relative_se: float) -> Estimate:
-    finite = [value if np.isfinite(value) else None for value in (interval.value, interval.low, interval.high)]
-    return Estimate(
-        value=finite[0],
-        low=finite[1],
-        high=finite[2],
-        relative_se=float(relative_se) if np.isfinite(relative_se) else None,
-    )
+    value = interval.value if np.isfinite(interval.value) else 0.0
+    error = float(relative_se) if not np.isnan(relative_se) else float("inf")
+    return Estimate(value=value, low=interval.low, high=interval.high, relative_se=error)
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    ends = {
-        name: None if value is None else value * factor
-        for name, value in (("value", estimate.value), ("low", estimate.low), ("high", estimate.high))
-    }
+    ends = {"value": estimate.value * factor, "low": estimate.low * factor, "high": estimate.high * factor}
     return estimate.model_copy(update=ends)
 
 

@@ -82,6 +82,12 @@ class EntryScores:
         self._columns = [slice(end - len(w), end) for end, w in zip(ends.tolist(), weights_at, strict=True)]
 
     @property
+    def scale(self) -> Float64[np.ndarray, " layer"]:
+        """Weights of each layer over its sampled entries: what sums of squares are to be multiplied by."""
+        pairs = zip(self._shapes, self._weights_at, strict=True)
+        return np.array([shape.num_weights / max(1, len(weights)) for shape, weights in pairs])
+
+    @property
     def num_layers(self) -> int:
         return len(self._shapes)
 

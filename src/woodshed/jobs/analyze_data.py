@@ -57,6 +57,9 @@ class FolderExamples:
         handed_out: Mapping[str, Any] = self._data[windows[(first + visit) % len(windows)]]
         return handed_out
 
+    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
+        return item
+
     def example(self, item: int, visit: int) -> Any:
         return self._model.example(self.stored(item, visit))
 
@@ -93,6 +96,9 @@ class SilentExamples:
     def name(self, item: int) -> str:
         return self._examples.name(item)
 
+    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
+        return item
+
     def example(self, item: int, visit: int) -> Any:
         return self._silent(self._examples.example(item, visit))
 
@@ -123,6 +129,9 @@ class PermutedExamples:
     def name(self, item: int) -> str:
         return self._examples.name(item)
 
+    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
+        return item
+
     def example(self, item: int, visit: int) -> Any:
         own, other = self._examples.stored(item, visit), self._examples.stored(self._partner[item], visit)
         words = _words(other)
@@ -133,6 +142,26 @@ class PermutedExamples:
             | {name: value for (place, name), value in words.items() if place == "item"}
             | {"info": info | {name: value for (place, name), value in words.items() if place == "info"}}
         )
+
+
+class Cycled:
+    """Songs of another folder, one after the other, in place of so many songs; a short folder comes round again."""
+
+    def __init__(self, examples: FolderExamples, length: int) -> None:
+        self._examples, self._length = examples, length
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def name(self, item: int) -> str:
+        return self._examples.name(item)
+
+    def song(self, item: int, visit: int) -> int:
+        return (item + visit * self._length) % len(self._examples)
+
+    def example(self, item: int, visit: int) -> Any:
+        number = item + visit * self._length
+        return self._examples.example(number % len(self._examples), number // len(self._examples))
 
 
 def data_digest(folder: Path) -> str:

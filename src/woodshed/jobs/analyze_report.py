@@ -81,6 +81,24 @@ class AnalyzeReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeStopped:
+    """An analysis that was ended early; what it measured waits for the same command."""
+
+    output: str
+    num_draws: int
+    most_draws: int
+    stopped_by: str
+    """Name of the signal."""
+
+    @property
+    def exit_code(self) -> int:
+        return {"SIGINT": 130, "SIGTERM": 143}.get(self.stopped_by, 1)
+
+    def to_json(self) -> dict[str, Json]:
+        return to_json(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDifference:
     """One layer in two maps. Scores are relative to the geometric mean over the layers that both maps have."""
 

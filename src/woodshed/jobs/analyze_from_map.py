@@ -1,0 +1,124 @@
+"""Ranks given anew from the scores in a map: no model, no data, no time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from woodshed.errors import UsageError
+from woodshed.importance.allocation import Allocation, RankRequest, allocate
+from woodshed.importance.belief import Scored, Spectrum
+from woodshed.importance.fisher_map import FisherMap, LayerRecord, WoodshedPart
+from woodshed.importance.layers import LayerShape
+from woodshed.importance.map_files import read_map, schema2_fields, write_map
+from woodshed.importance.map_making import allocation_record
+from woodshed.jobs.analyze_report import AnalyzeReport
+from woodshed.jobs.analyze_settings import AnalyzeSettings
+
+
+def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path) -> AnalyzeReport:
+    """Read a map, allocate as the settings say, write the result.
+
+    A focus that is given picks the profile that scores come from; without one it is the map's own.
+
+    Raises:
+        StoreError: the map cannot be read or written.
+        UsageError: it lacks what is asked for.
+    """
+    started = time.monotonic()
+    assert settings.from_map is not None
+    old = read_map(settings.from_map)
+    if old.woodshed is None:
+        raise UsageError(
+            f"{settings.from_map} is a map of Side-Step: scores of the layers that it excludes are not in it, nor the "
+            "shapes of any",
+            hint="measure with woodshed analyze --dataset-dir",
+        )
+    own = old.woodshed
+    focus = settings.timestep_focus if "timestep_focus" in settings.model_fields_set else old.timestep_focus
+    shapes = [_shape(layer) for layer in own.layers]
+    scores = {layer.name: _scored(layer, focus, settings) for layer in own.layers}
+    made = allocate(
+        request,
+        shapes,
+        scores,
+        spectra={layer.name: Spectrum(layer.spectrum, layer.spectrum_rest) for layer in own.layers if layer.spectrum},
+        effective_ranks={module.name.removeprefix("decoder."): module.effective_rank for module in old.modules},
+    )
+    new = _with_ranks(old, own, request, made, shapes, focus, settings)
+    notes = ["intervals and probabilities of ranks are those of the analysis; ranks are new"]
+    write_map(output, new)
+    return AnalyzeReport(
+        output=str(output),
+        map=new,
+        num_failed=0,
+        failures=(),
+        elapsed_s=time.monotonic() - started,
+        peak_extra_bytes=0,
+        notes=(*notes, *made.notes),
+    )
+
+
+def _scored(layer: LayerRecord, focus: str, settings: AnalyzeSettings) -> Scored:
+    profile = layer.profiles.get(focus)
+    if profile is None:
+        raise UsageError(
+            f"the map has no scores for --timestep-focus {focus}",
+            hint=f"it has those for {', '.join(layer.profiles)}; others need a new analysis",
+        )
+    if settings.allocator == "sidestep" or settings.score == "density":
+        return Scored(profile.density.value, profile.density.relative_se)
+    if settings.score == "spectrum":
+        if not layer.spectrum:
+            raise UsageError("the map has no spectra", hint="--score wg or density, or analyze with mean gradients")
+        return Scored(profile.signal.value, profile.signal.relative_se)
+    return Scored(profile.wg.value, profile.wg.relative_se)
+
+
+def _shape(layer: LayerRecord) -> LayerShape:
+    return LayerShape(
+        name=layer.name,
+        category=layer.category,
+        d_out=layer.d_out,
+        d_in=layer.d_in,
+        num_weights=layer.num_weights,
+        adaptable=layer.adaptable,
+    )
+
+
+def _with_ranks(
+    old: FisherMap,
+    own: WoodshedPart,
+    request: RankRequest,
+    made: Allocation,
+    shapes: list[LayerShape],
+    focus: str,
+    settings: AnalyzeSettings,
+) -> FisherMap:
+    layers = [
+        layer.model_copy(
+            update={
+                "rank": made.ranks.get(layer.name, 0),
+                "alpha": made.alphas.get(layer.name, 0.0),
+                "rank_probability": {},
+                "inclusion_probability": 1.0 if layer.name in made.ranks else 0.0,
+            }
+        )
+        for layer in own.layers
+    ]
+    record = allocation_record(request, made)
+    density = {
+        layer.name: Scored(layer.profiles[focus].density.value, layer.profiles[focus].density.relative_se)
+        for layer in own.layers
+    }
+    fields = schema2_fields(shapes, made.ranks, made.alphas, density, as_side_step=request.rule == "sidestep")
+    return FisherMap.model_validate(
+        old.model_dump()
+        | {
+            "timestep_focus": focus,
+            "base_rank": settings.rank,
+            "rank_budget": {"min": settings.rank_min, "max": settings.rank_max},
+            **fields,
+            "woodshed": own.model_copy(update={"layers": layers, "allocation": record}),
+        }
+    )

@@ -1,0 +1,164 @@
+"""What an analysis will take, measured on its first batch: time, memory, and the bytes of what it keeps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from woodshed.contracts import Trainable
+from woodshed.errors import ItemError, UsageError
+from woodshed.importance.convergence import CHECK_DRAWS
+from woodshed.importance.draw_table import DrawTable
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.layers import LayerShape, layer_shapes
+from woodshed.importance.looks import Look, LookPlan, looks
+from woodshed.importance.measuring import SENSITIVITY_EVERY, Examples, Measurer, Measuring, entry_places
+from woodshed.importance.memory import KeptTensors
+from woodshed.jobs.analyze_data import FolderExamples
+from woodshed.jobs.analyze_report import AnalyzePlan
+from woodshed.jobs.analyze_settings import AnalyzeSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What one batch on this machine foretells."""
+
+    s_per_draw: float
+    model_bytes: int
+    pass_bytes: int
+    """Tensors that a pass keeps for the way back, and the largest gradient."""
+    sum_bytes: int
+    """Of what mean gradients are summed in."""
+    disk_bytes: int
+    mean_gradients: str
+    notes: tuple[str, ...]
+
+    def header(self, plan: AnalyzePlan) -> str:
+        """One line, before anything is measured in earnest."""
+        gradients = {
+            "memory": f"mean gradients take {_mb(self.sum_bytes)}",
+            "sketch": f"sketches of mean gradients take {_mb(self.sum_bytes)}",
+            "none": "no mean gradients are kept",
+        }[self.mean_gradients]
+        return (
+            f"{plan.num_items} songs, {plan.num_layers} layers, at most {plan.most_draws} draws of "
+            f"{self.s_per_draw:.2g} s; memory beside the model {_mb(plan.extra_bytes)} ({gradients}), "
+            f"disk {_mb(self.disk_bytes)} while it runs"
+        )
+
+
+def forecast(
+    model: Trainable, examples: Examples, timesteps: Timesteps, plan: LookPlan, options: Measuring
+) -> Forecast:
+    """Make one batch's passes twice, and keep nothing of them.
+
+    Raises:
+        UsageError: not one song can be looked at.
+    """
+    first = _usable(examples, plan, timesteps, options.batch_size)
+    shapes = layer_shapes(model.layers())
+    num_entries = sum(len(places) for places in entry_places(shapes, seed=options.seed))
+    with TemporaryDirectory() as scratch:
+        table = DrawTable(Path(scratch), num_layers=len(shapes), num_entries=num_entries)
+        measurer = Measurer(model, examples, table, timesteps, options)
+        kept = KeptTensors()
+        with measurer.probe.attached():
+            measurer.measure(first)
+            kept.during(nn.ModuleList(model.layers().values()), lambda: measurer.measure(first))
+            started = time.perf_counter()
+            measurer.measure(first)
+            elapsed_s = time.perf_counter() - started
+        sum_bytes = measurer.sum_bytes
+        is_batched = measurer.is_batched
+        held = measurer.probe.held_bytes
+    row_bytes = 4 * num_entries + 4 * len(shapes)
+    notes = (
+        ()
+        if is_batched or options.batch_size == 1
+        else ("examples are looked at one by one: this model, or songs of different lengths, cannot share passes",)
+    )
+    return Forecast(
+        s_per_draw=elapsed_s / len(first),
+        model_bytes=_bytes_of(model),
+        pass_bytes=max(kept.num_bytes, held) + _gradient_bytes(shapes),
+        sum_bytes=sum_bytes,
+        disk_bytes=row_bytes * plan.num_looks + sum_bytes,
+        mean_gradients=options.mean_gradients,
+        notes=notes,
+    )
+
+
+def plan_of(
+    settings: AnalyzeSettings,
+    output: Path,
+    *,
+    model: Trainable,
+    examples: FolderExamples,
+    plan: LookPlan,
+    ahead: Forecast,
+    notes: tuple[str, ...],
+) -> AnalyzePlan:
+    """The plan of an analysis, for `--dry-run` and the wizard."""
+    per_draw = 2 if settings.reference is not None else 1
+    return AnalyzePlan(
+        dataset=str(examples.folder),
+        output=str(output),
+        backend=settings.backend,
+        variant=model.variant.name,
+        num_items=len(examples),
+        audio_s=examples.audio_s,
+        num_layers=len(model.layers()),
+        timestep_focus=settings.timestep_focus,
+        rank=settings.rank if settings.budget is None else None,
+        rank_min=settings.rank_min,
+        rank_max=settings.rank_max,
+        budget_params=settings.budget,
+        most_draws=plan.num_looks,
+        fewest_draws=min(plan.num_looks, CHECK_DRAWS * (settings.convergence_patience + 1)),
+        s_per_draw=ahead.s_per_draw * per_draw,
+        model_bytes=ahead.model_bytes,
+        extra_bytes=ahead.pass_bytes + ahead.sum_bytes,
+        disk_bytes=ahead.disk_bytes,
+        mean_gradients=ahead.mean_gradients,
+        fragile=model.variant.fragile,
+        notes=notes,
+    )
+
+
+def _usable(examples: Examples, plan: LookPlan, timesteps: Timesteps, batch_size: int) -> list[Look]:
+    """The first looks that can be made; of the usual share for sensitivity."""
+    found: list[Look] = []
+    first_reason = ""
+    for look in looks(plan, timesteps):
+        try:
+            examples.example(look.item, look.visit)
+            found.append(look)
+        except ItemError as error:
+            first_reason = first_reason or str(error)
+        if len(found) == max(batch_size, SENSITIVITY_EVERY) or look.number > 4 * plan.num_items:
+            break
+    if not found:
+        raise UsageError(f"not one song can be looked at: {first_reason}", hint="prepare the data again")
+    return found
+
+
+def _gradient_bytes(shapes: tuple[LayerShape, ...]) -> int:
+    """Of the largest layer's, of one example."""
+    return 4 * max(shape.num_weights for shape in shapes)
+
+
+def _bytes_of(model: Trainable) -> int:
+    """Of the whole network where it is found, else of the layers."""
+    for name in ("transformer", "network"):
+        network = getattr(model, name, None)
+        if isinstance(network, nn.Module):
+            return sum(parameter.nbytes for parameter in network.parameters())
+    return sum(parameter.nbytes for layer in model.layers().values() for parameter in layer.parameters())
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
