@@ -19,7 +19,15 @@ from woodshed.errors import StoreError
 from woodshed.importance.belief import Scored
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.layers import LayerShape
-from woodshed.importance.map_files import map_to_json, notes_on, read_map, schema, schema2_fields, write_map
+from woodshed.importance.map_files import (
+    map_to_json,
+    notes_on,
+    read_map,
+    schema,
+    schema2_fields,
+    side_step_hash,
+    write_map,
+)
 from woodshed.importance.sidestep_rule import sidestep_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -278,3 +286,12 @@ def test_other_models_keep_their_names() -> None:
     assert fields["target_modules"] == ["encoder.layers.0.fc1"]
     assert fields["excluded_modules"] == ["decoder.layers.0.fc1"]
     assert "num_hidden_layers" not in fields
+
+
+def test_the_hash_of_the_data_is_side_steps(tmp_path: Path) -> None:
+    # The known answers are Side-Step's own, of these files and of an empty folder.
+    assert side_step_hash(tmp_path) == "d41d8cd98f00"
+    for name, size in (("b.pt", 3), ("a.tmp.pt", 0), ("a b.pt", 12), ("note.txt", 5)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "folder.pt").mkdir()
+    assert side_step_hash(tmp_path) == "d922399e7cd1"

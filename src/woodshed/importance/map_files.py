@@ -13,6 +13,7 @@ Source: Side-Step 1.1.2, its reader and writer of maps.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -164,6 +165,21 @@ def schema2_fields(
     }
     num_blocks = _num_blocks([shape.name for shape in shapes])
     return fields if num_blocks is None else fields | {"num_hidden_layers": num_blocks}
+
+
+def side_step_hash(folder: Path) -> str:
+    """What Side-Step writes as `dataset_hash` to tell later whether the data has changed: of names and sizes of the
+    `.pt` files right in the folder.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    try:
+        sizes = sorted((path.name, path.stat().st_size) for path in folder.glob("*.pt") if path.is_file())
+    except OSError as error:
+        raise StoreError(f"cannot read {folder}: {error.strerror}", hint="check the folder's permissions") from error
+    listed = "|".join(f"{name}:{size}" for name, size in sizes)
+    return hashlib.md5(listed.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:12]
 
 
 def _target_modules(included: Sequence[str], excluded: Sequence[str]) -> list[str]:

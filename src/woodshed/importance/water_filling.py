@@ -23,8 +23,7 @@ def ladders(
     [[5, 8, 16, 24, 30], [5, 8, 16, 20, 20], [3, 3, 3, 3, 3]]
     """
     first = rank_min // rank_multiple + 1
-    between = np.arange(first * rank_multiple, rank_max, rank_multiple)
-    levels = np.unique(np.concatenate([[rank_min], between, [rank_max]]))
+    levels = np.array(sorted({rank_min, *range(first * rank_multiple, rank_max, rank_multiple), rank_max}))
     rising: Int[np.ndarray, "layer level"] = np.minimum(levels[None, :], limits[:, None])
     return rising
 
@@ -131,7 +130,8 @@ class Climb:
         return self._ranks(taken)
 
     def _ranks(self, taken: Int[np.ndarray, " layer"]) -> Int[np.ndarray, " layer"]:
-        return np.take_along_axis(self.levels, taken[:, None], axis=1)[:, 0]
+        ranks: Int[np.ndarray, "layer"] = self.levels[np.arange(len(self.levels)), taken]
+        return ranks
 
     def _median(self, stop: int) -> float:
         return float(np.median(self.ranks_after(int(self.stops[stop]))))
@@ -171,7 +171,7 @@ def climb(
     costs = np.diff(levels, axis=1)[layers, rungs] * prices[layers]
     differs = (found[1:] != found[:-1]) | (rungs[1:] != rungs[:-1])
     stops = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(layers)]])
-    return Climb(levels, prices, layers, costs, np.unique(stops))
+    return Climb(levels, prices, layers, costs, stops)
 
 
 def _falling(
