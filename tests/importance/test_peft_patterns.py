@@ -16,6 +16,8 @@ from woodshed.backends.acestep import AceStep
 from woodshed.backends.tiny_dit import woodshed_tiny_dit
 from woodshed.contracts import Variant
 from woodshed.errors import ModelError
+from woodshed.importance.layers import layer_shapes
+from woodshed.importance.map_files import schema2_fields
 from woodshed.importance.peft_patterns import peft_patterns, verify_injection
 
 KINDS = {"lora": peft.LoraConfig, "lokr": peft.LoKrConfig, "loha": peft.LoHaConfig}
@@ -86,6 +88,22 @@ def test_an_adapter_that_is_saved_is_loaded_as_it_was(tmp_path: Any) -> None:
     wrapped.save_pretrained(tmp_path)
     fresh, fresh_layers = tiny_dit()
     verify_injection(peft.PeftModel.from_pretrained(fresh, tmp_path), fresh_layers, ranks, alphas)
+
+
+def test_side_steps_trainer_adapts_what_our_map_says() -> None:
+    # Its trainer hands these three fields to PEFT as they are, and the least rank as the fallback.
+    network, layers = tiny_dit()
+    ranks, alphas = uneven(layers)
+    fields = schema2_fields(layer_shapes(layers), ranks, alphas, {})
+    named = {key: fields[key] for key in ("target_modules", "rank_pattern", "alpha_pattern")}
+    verify_injection(injected(network, "lora", named | {"r": 16, "lora_alpha": 32}), layers, ranks, alphas)
+    # With endings alone, as Side-Step writes them, what the map leaves out is adapted all the same.
+    network, layers = tiny_dit()
+    fields = schema2_fields(layer_shapes(layers), ranks, alphas, {}, as_side_step=True)
+    named["target_modules"] = fields["target_modules"]
+    theirs = injected(network, "lora", named | {"r": 16, "lora_alpha": 32})
+    with pytest.raises(ModelError, match="has an adapter that the map does not know"):
+        verify_injection(theirs, layers, ranks, alphas)
 
 
 class Twins(nn.Module):
