@@ -125,10 +125,16 @@ def test_the_six_steps_with_what_is_offered(models: str) -> None:
     ]  # fmt: skip
     assert world.measured[0].dry_run
     for told in (
-        "12 items (40.0 min) in data", "acestep base", "balanced:", "64 as the median, 16 at least, 128 at most",
-        "1:00 to 5:00 on this machine", "1.0 GiB for the model, 512.0 MiB for measuring", "from 1e-4 to 5e-5",
+        "found 12 items (40.0 min) in data",
+        "12 songs (40.0 min) in data",
+        "acestep base",
+        "balanced:",
+        "64 as the median, 16 at least, 128 at most",
+        "1:00 to 5:00 on this machine",
+        "1.0 GiB for the model, 512.0 MiB for measuring",
+        "from 1e-4 to 5e-5",
         "woodshed analyze --dataset-dir data",
-    ):  # fmt: skip
+    ):
         assert told in world.asker.text
 
 

@@ -52,17 +52,21 @@ def _several(flag: str, values: list[str]) -> list[str]:
 
 
 def shell_lines(words: Sequence[str], *, columns: int = 78) -> str:
-    """A command line in lines that a shell reads as one, indented.
+    """A command line in lines that a shell reads as one, indented; a flag stays with its values.
 
     >>> print(shell_lines(["woodshed", "inspect", "my latents", "--limit", "3"], columns=30))
       woodshed inspect \\
         'my latents' --limit 3
     """
+    parts = list[str]()
+    for word, before in zip(words, ["", *words], strict=False):
+        is_value = before.startswith("--") and not word.startswith("--")
+        parts = [*parts[:-1], f"{parts[-1]} {shlex.quote(word)}"] if is_value else [*parts, shlex.quote(word)]
     lines, line = list[str](), " "
-    for word in map(shlex.quote, words):
-        if len(line) + len(word) + 3 > columns and line.strip():
+    for part in parts:
+        if len(line) + len(part) + 3 > columns and line.strip():
             lines, line = [*lines, f"{line} \\"], "   "
-        line += f" {word}"
+        line += f" {part}"
     return "\n".join([*lines, line])
 
 

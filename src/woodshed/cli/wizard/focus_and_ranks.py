@@ -12,10 +12,10 @@ from woodshed.jobs.analyze_settings import AnalyzeSettings, focus_range
 
 LARGE_RANK = 512
 FOCUSES: Mapping[str, str] = {
-    "balanced": "the timesteps that the model trains on; recommended for most uses",
-    "texture": "timesteps 0 to 0.4: timbre and sound design; for style transfer",
-    "structure": "timesteps 0.6 to 1: rhythm, beat grid and composition",
-    "uniform": "all timesteps alike",
+    "balanced": "as the model trains; for most uses",
+    "texture": "0 to 0.4: timbre, sound; style transfer",
+    "structure": "0.6 to 1: rhythm, beat grid, composition",
+    "uniform": "0 to 1, all alike",
 }
 CUSTOM = "custom"
 
@@ -26,13 +26,14 @@ def focus_steps() -> list[Step]:
 
     def focus(state: State) -> Question:
         options = [Option(value=name, label=f"{name:<11}{about}") for name, about in FOCUSES.items()]
-        options.append(Option(value=CUSTOM, label=f"{CUSTOM:<11}between two timesteps of your own"))
+        options.append(Option(value=CUSTOM, label=f"{CUSTOM:<11}LOW,HIGH: a range of your own"))
         now = focus_of(state)
         return Question(
             key="timestep_focus",
             text="Which timesteps count?",
-            help="Timestep 1 is noise, 0 is finished sound. What the model settles early (near 1) is structure, what "
-            "it settles late (near 0) is texture. One analysis keeps every draw's timestep.",
+            help="Timestep 1 is noise, 0 is finished sound. What the model settles early (near 1) is structure: "
+            "rhythm, beat grid, composition. What it settles late (near 0) is texture: timbre and sound design. "
+            "balanced, the distribution that the model is trained with, is recommended for most uses.",
             kind="choice",
             default=now if now in FOCUSES else CUSTOM,
             options=tuple(options),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
 
 from woodshed.cli.consent import CONSENT
-from woodshed.cli.quantities import clock, size
+from woodshed.cli.quantities import audio_length, clock, size
 from woodshed.cli.wizard.focus_and_ranks import FOCUSES
 from woodshed.cli.wizard.outside import Outside
 from woodshed.cli.wizard.questions import Question, State, Step, Work
@@ -17,6 +18,7 @@ from woodshed.jobs.complaints import checked
 
 _NOT_MEASURED = frozenset({"rank", "rank_min", "rank_max", "timestep_focus", "yes"})
 """Fields that change neither time nor memory."""
+COLUMNS = 78
 ADVICE = (
     "Adapters that follow a map adapt fast, and can overfit: lower the learning rate (from 1e-4 to 5e-5, say), "
     "and listen to samples early."
@@ -115,22 +117,26 @@ def summary(state: State) -> str:
     facts = {
         "data": f"{found.told} in {settings.dataset_dir}" if found else str(settings.dataset_dir),
         "model": _model_told(settings, plan),
-        "focus": f"{settings.timestep_focus}: {FOCUSES.get(settings.timestep_focus, 'between these timesteps')}",
+        "focus": f"{settings.timestep_focus}: {FOCUSES.get(settings.timestep_focus, 'these timesteps only')}",
         "ranks": f"{settings.rank} as the median, {settings.rank_min} at least, {settings.rank_max} at most",
         "map": _output(state) + (" (written over)" if settings.yes and "overwrite" in state.gates else ""),
     }
     if settings.budget is not None:
         facts["ranks"] = f"{settings.budget:,} parameters in all, {settings.rank_min} to {settings.rank_max} a layer"
     if plan is not None:
+        length = f" ({audio_length(plan.audio_s)})" if plan.audio_s else ""
+        facts["data"] = f"{plan.num_items} songs{length} in {settings.dataset_dir}"
         facts["time"] = (
             f"{clock(plan.shortest_s)} to {clock(plan.longest_s)} on this machine ({plan.s_per_draw:.2g} s a draw, "
             f"{plan.fewest_draws} to {plan.most_draws} draws)"
         )
         disk = f", {size(plan.disk_bytes)} on disk" if plan.disk_bytes else ""
         facts["memory"] = f"{size(plan.model_bytes)} for the model, {size(plan.extra_bytes)} for measuring{disk}"
-    lines = [f"  {name:<8}{value}" for name, value in facts.items()]
-    notes = [f"note: {note}" for note in (plan.notes if plan else ())]
-    return "\n".join(["", *lines, *notes, ADVICE, ""])
+    lines = [
+        textwrap.fill(f"  {name:<8}{value}", COLUMNS, subsequent_indent=" " * 10, break_on_hyphens=False)
+        for name, value in facts.items()
+    ]
+    return "\n".join(["", *lines, ADVICE, ""])
 
 
 def _model_told(settings: AnalyzeSettings, plan: AnalyzePlan | None) -> str:

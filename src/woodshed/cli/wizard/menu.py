@@ -104,6 +104,7 @@ class Wizard:
         """Ask until somebody leaves; gives back the exit code: 0, or 130 after Ctrl-C."""
         try:
             while True:
+                self._asker.say("")
                 choice = self._asker.ask(menu_question())
                 if isinstance(choice, Back) or choice == LEAVE:
                     return 0

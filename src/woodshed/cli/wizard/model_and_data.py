@@ -143,7 +143,7 @@ def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
         )
 
     def sounds_answered(state: State, answer: str) -> State:
-        return state.given("sounds") if answer == "y" else state.asked_again("dataset_dir")
+        return state.given("sounds") if answer == "y" else _another_folder(state)
 
     return [
         Step(name="dataset_dir", todo=folder, answered=folder_answered),
@@ -157,14 +157,18 @@ def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
     ]
 
 
+def _another_folder(state: State) -> State:
+    return dataclasses.replace(state.without("dataset_dir").asked_again("dataset_dir"), found=None)
+
+
 def _prepared(state: State, outside: Outside) -> State:
     assert state.found is not None
     output = outside.prepare(PREPARED_BY[_backend(state)], Path(state.found.folder))
     if output is None:
-        return dataclasses.replace(state.asked_again("dataset_dir"), found=None)
+        return _another_folder(state)
     found = outside.look_at(output)
     if found.kind != "features":
-        return dataclasses.replace(state.asked_again("dataset_dir"), found=None)
+        return _another_folder(state)
     outside.say(f"found {found.told} in {output}")
     return dataclasses.replace(state.given("prepare", dataset_dir=str(output)), found=found)
 
@@ -188,5 +192,5 @@ def _few_step() -> Step:
         name="few",
         applies=lambda state: state.found is not None and state.found.num_items < FEW_SONGS,
         todo=todo,
-        answered=lambda state, answer: state.given("few") if answer == "y" else state.asked_again("dataset_dir"),
+        answered=lambda state, answer: state.given("few") if answer == "y" else _another_folder(state),
     )

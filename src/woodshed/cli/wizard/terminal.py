@@ -12,6 +12,7 @@ import questionary
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.keys import Keys
+from questionary.prompts.path import GreatUXPathCompleter
 
 from woodshed.cli.quantities import printable
 from woodshed.cli.wizard.questions import Back, Question
@@ -74,16 +75,20 @@ def _typed(question: Question) -> object:
     default = {"y": "Y/n", "n": "y/N"}.get(question.default, "y/n") if question.kind == "yes_no" else question.default
     text = f"{question.text}" + (f" [{default}]" if default else "") + ":"
     common: dict[str, Any] = {"qmark": "-", "style": _STYLE}
-    prompt = questionary.path(text, **common) if question.kind == "path" else questionary.text(text, **common)
-    answer = _run(prompt, _escape())
+    if question.kind == "path":
+        # Not questionary's own prompt for paths, where Enter closes the list of names before it answers: as in a
+        # shell, names come with Tab.
+        common |= {"completer": GreatUXPathCompleter(expanduser=True), "complete_while_typing": False}
+    answer = _run(questionary.text(text, **common), _escape())
     if not isinstance(answer, str):
         return answer
-    # Not what is beside a path's last separator: a name may begin or end with a space.
     plain = answer.strip()
     if plain == "b":
         return Back()
     if plain == "?":
         return _HELP
+    if question.kind == "path" and len(plain) > 1:
+        plain = plain.rstrip("/")
     if question.kind == "yes_no":
         plain = plain.lower()[:1] if plain.lower() in ("y", "yes", "n", "no") else plain
     return plain or question.default
