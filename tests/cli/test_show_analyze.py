@@ -21,7 +21,7 @@ from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.layer_grid import layer_grid
 from woodshed.importance.map_view import LayerView, layer_views
 from woodshed.jobs.analyze_compare import report_on
-from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, CompareReport
+from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, AnalyzeStopped, CompareReport
 
 MAP = example_map(num_blocks=24)
 REPORT = AnalyzeReport(
@@ -35,6 +35,7 @@ PLAN = AnalyzePlan(
     fewest_draws=100, s_per_draw=0.5, model_bytes=3 * 2**30, extra_bytes=2**29, disk_bytes=6 * 2**30,
     mean_gradients="sketch", fragile="adapters can spoil a Turbo model",
 )  # fmt: skip
+STOPPED = AnalyzeStopped(output="songs/fisher_map.json", num_draws=80, most_draws=600, stopped_by="SIGINT")
 COMPARED = report_on(
     example_map(noise_seed=1),
     example_map(noise_seed=2, planted={"layers.1.mlp.up_proj": 2.0}),
@@ -259,8 +260,17 @@ def test_a_comparison_without_intervals_shows_no_z() -> None:
 
 
 def test_the_reports_find_their_pages() -> None:
-    for report in (REPORT, PLAN, COMPARED):
+    for report in (REPORT, PLAN, COMPARED, STOPPED):
         stream = io.StringIO()
         show(report, Console(file=stream))
-        assert stream.getvalue()
+        assert max(map(len, stream.getvalue().splitlines())) <= 120
         assert type(report).__name__ in OWN_PAGES
+
+
+def test_an_analysis_that_was_stopped_says_how_to_go_on() -> None:
+    stream = io.StringIO()
+    show(STOPPED, Console(file=stream))
+    text = flat(stream.getvalue())
+    assert text.startswith("stopped by SIGINT; what is measured is kept, and the same command goes on from here")
+    assert "80 of 600 draws" in text
+    assert "songs/fisher_map.json, not written" in text

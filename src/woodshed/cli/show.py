@@ -16,6 +16,7 @@ from woodshed.jobs.report import DecodeReport, DemoReport, InspectReport, PlanRe
 OWN_PAGES = {
     "AnalyzePlan": "show_analyze",
     "AnalyzeReport": "show_analyze",
+    "AnalyzeStopped": "show_analyze_stopped",
     "CompareReport": "show_compare",
     "SettingsReport": "show_settings",
     "SongsConvertReport": "show_songs_convert",

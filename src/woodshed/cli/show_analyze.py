@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -93,7 +94,7 @@ def _analysed(report: AnalyzeReport) -> Iterator[RenderableType]:
             "extra memory": size(report.peak_extra_bytes) if report.peak_extra_bytes else "",
             "time": clock(report.elapsed_s),
             "map": report.output,
-            "plots": ", ".join(report.plots),
+            "plots": _plots(report.plots),
         }
     )
     if report.failures:
@@ -104,6 +105,17 @@ def _analysed(report: AnalyzeReport) -> Iterator[RenderableType]:
     if report.next_steps:
         yield line_of("next:")
         yield from (line_of(f"  {step}") for step in report.next_steps)
+
+
+def _plots(paths: Sequence[str]) -> str:
+    """
+    >>> _plots(("out/ranks.png", "out/ranks.svg"))
+    'ranks.png, ranks.svg in out'
+    """
+    folders = {str(PurePath(path).parent) for path in paths}
+    if len(folders) != 1:
+        return ", ".join(paths)
+    return f"{', '.join(PurePath(path).name for path in paths)} in {folders.pop()}"
 
 
 def _planned(plan: AnalyzePlan) -> Group:
@@ -140,7 +152,8 @@ def _map_facts(fisher_map: FisherMap, views: Sequence[LayerView]) -> dict[str, s
             "asked for": f"rank {fisher_map.base_rank}, from {low} to {high}",
             "ranks": f"median {spread_of(ranks)}",
         }
-    weights = f", weights {ours.weights_digest[:12]}" if ours.weights_digest else ""
+    digest = ours.weights_digest.rpartition(":")[2][:12]
+    weights = f", weights {digest}" if digest else ""
     return {
         "model": f"{fisher_map.model_variant} ({ours.backend}){weights}",
         "data": _data(ours),
