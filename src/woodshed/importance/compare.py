@@ -169,7 +169,9 @@ def _shared_score(a: FisherMap, b: FisherMap, name_a: str, name_b: str) -> tuple
     if a.woodshed.weights_digest != b.woodshed.weights_digest:
         notes.append("the maps are of different weights: what differs may come from the models, not from the data")
     if a.woodshed.data_digest == b.woodshed.data_digest:
-        notes.append("the maps are of the same data, whose intervals allow for other songs: differences show late")
+        notes.append(
+            "both maps are of the same data: intervals allow for other songs, so small differences do not count"
+        )
     if scores[0] != scores[1]:
         notes.append(f"ranks follow {scores[0]} in {name_a} and {scores[1]} in {name_b}: both are compared by wg")
         return "wg", notes

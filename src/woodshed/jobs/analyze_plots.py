@@ -299,7 +299,7 @@ def _colour_bar(
     if is_power:
         step = max(1, math.ceil((limits[1] - limits[0]) / 9))
         powers = [power for power in range(math.ceil(limits[0]), math.floor(limits[1]) + 1) if power % step == 0]
-        bar.set_ticks(powers, labels=[f"{2.0**power:g}" for power in powers])
+        bar.set_ticks(powers, labels=[f"{2**power}" if power >= 0 else f"1/{2**-power}" for power in powers])
 
 
 def _block_axis(axes: Axes, blocks: Sequence[str], *, is_named: bool = True, every: int = 1) -> None:
