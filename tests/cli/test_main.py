@@ -58,6 +58,9 @@ def run_python(code: str) -> str:
         "from woodshed.cli.main import main; main(['encode', '--batch-size', '0'])",
         "from woodshed.cli.main import main; main(['encode', 'model=woodshed_tiny', 'input=a', 'output_path=b', "
         "'--print-config'])",
+        "from woodshed.cli.main import main; main(['analyze', '--help'])",
+        "from woodshed.cli.main import main; main(['settings', 'path'])",
+        "import woodshed.cli.wizard.menu",
     ],
 )
 def test_no_torch_is_loaded_before_there_is_work(code: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -56,6 +56,7 @@ class World:
     folders: dict[str, Found] = field(default_factory=dict)
     existing_map: bool = False
     measured: list[AnalyzeSettings] = field(default_factory=list)
+    prepared: list[dict[str, object]] = field(default_factory=list)
     runs: list[State] = field(default_factory=list)
 
     def look_at(self, folder: Path) -> Found:
@@ -72,7 +73,8 @@ class World:
         self.measured.append(settings)
         return plan_of(settings)
 
-    def prepare(self, command: str, sounds: Path) -> Path | None:
+    def prepare(self, command: str, sounds: Path, given: Mapping[str, object]) -> Path | None:
+        self.prepared.append(dict(given))
         return Path(f"made-by-{command}")
 
     def perform(self, state: State) -> State:
@@ -211,6 +213,8 @@ def test_raw_sounds_are_prepared_first(models: str) -> None:
     assert state is not None
     assert "raw holds 7 sound files that are not prepared yet" in world.asker.text
     assert state.values["dataset_dir"] == "made-by-songs"
+    # What is known of the model is not asked again.
+    assert world.prepared == [{"checkpoint_dir": models, "model": "base"}]
 
 
 def test_raw_sounds_that_nobody_wants_prepared(models: str) -> None:
@@ -246,6 +250,8 @@ def test_a_map_that_is_there_is_written_over_only_on_request() -> None:
     world, state = go(*TINY, "data", "balanced", "", "", "", "n", "other.json", "run", existing_map=True)
     assert state is not None
     assert words_of(analyze(), state)[-2:] == ["--output", "other.json"]
+    # The other file is asked for before anything is measured.
+    assert [settings.output for settings in world.measured] == [Path("other.json")]
     assert "yes" not in state.values
 
 

@@ -157,6 +157,27 @@ def test_ctrl_c_at_a_question_leaves_and_changes_nothing(wizard: Person, folder:
     assert sorted(folder.rglob("*")) == before
 
 
+def test_ctrl_c_in_a_run_stops_it_and_tells_how_to_go_on(wizard: Person, folder: Path) -> None:
+    start_preprocessing(wizard)
+    wizard.answers("Folder of the data:", "latents")
+    wizard.presses("Which timesteps count?", ENTER)
+    for question, rank in (("Base rank", "8"), ("Least rank", ""), ("Largest rank", "")):
+        wizard.answers(question, rank)
+    if (folder / "latents" / "fisher_map.json").exists():
+        wizard.answers("Write over it? [y/N]:", "n")
+        wizard.answers("output:", "slow.json")
+    wizard.picks("Ready?", "anything else")
+    for field, value in (("runs", "500"), ("convergence-patience", "900")):
+        wizard.picks("Change anything else?", field)
+        wizard.answers(f"{field} ", value)
+    wizard.presses("Change anything else?", ENTER)
+    wizard.presses("Ready?", ENTER)
+    wizard.presses(" draws of ", "")
+    wizard.presses("left", CTRL_C)
+    wizard.sees("the same command goes on from what is done", "--runs 500")
+    assert wizard.leaves() == 130
+
+
 def test_what_one_action_made_is_offered_to_the_next(wizard: Person, folder: Path) -> None:
     wizard.picks(MENU, "Encode")
     wizard.answers("Model that encodes [woodshed-tiny]:", "")

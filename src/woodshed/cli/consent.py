@@ -51,15 +51,22 @@ def consented(
         if not is_interactive():
             return settings
         ask = _asked
-    given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    for gate in gates_of(settings):
-        if gate.kind == "checkpoint":
-            given["checkpoint_dir"] = ask(f"{gate.question} ").strip() or None
-            continue
-        if ask(f"{gate.question} [y/N] ").strip().lower() not in ("y", "yes"):
-            raise UsageError("stopped before anything was done, as the answer was no", hint=_instead(gate))
-        given[CONSENT[gate.kind]] = True
-    return checked(type(settings), given)
+    asked = set[str]()
+    # One answer can lead to another question: which checkpoint it is says whether it is a Turbo model.
+    while (gate := next((gate for gate in gates_of(settings) if gate.kind not in asked), None)) is not None:
+        asked.add(gate.kind)
+        given = {name: getattr(settings, name) for name in settings.model_fields_set}
+        settings = checked(type(settings), {**given, **_answered(gate, ask)})
+    return settings
+
+
+def _answered(gate: Gate, ask: Callable[[str], str]) -> dict[str, object]:
+    if gate.kind == "checkpoint":
+        checkpoint = ask(f"{gate.question} ").strip()
+        return {"checkpoint_dir": checkpoint} if checkpoint else {}
+    if ask(f"{gate.question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("stopped before anything was done, as the answer was no", hint=_instead(gate))
+    return {CONSENT[gate.kind]: True}
 
 
 def _instead(gate: Gate) -> str:

@@ -31,7 +31,12 @@ def forecast_steps(outside: Outside) -> list[Step]:
         Step(name="gates", todo=lambda state: Work(text="", do=lambda: _with_gates(state, outside))),
         _turbo_step(),
         _overwrite_step(),
-        Step(name="plan", todo=lambda state: Work(text="", do=lambda: _with_plan(state, outside))),
+        Step(
+            name="plan",
+            # Where to write instead is asked before.
+            applies=lambda state: state.editing is None,
+            todo=lambda state: Work(text="", do=lambda: _with_plan(state, outside)),
+        ),
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from woodshed.cli.commands import COMMANDS, Command
 from woodshed.cli.show import show
 from woodshed.cli.wizard import preprocessing
 from woodshed.cli.wizard.data import look_at
+from woodshed.cli.wizard.equal_command import shell_lines
 from woodshed.cli.wizard.fields import shown
 from woodshed.cli.wizard.form import form_steps, opening_state, settings_of, words_of
 from woodshed.cli.wizard.outside import Outside
@@ -111,7 +111,7 @@ class Wizard:
                 self._act(next(command for command in COMMANDS if command.name == choice))
         except KeyboardInterrupt:
             if self._running is not None:
-                self._asker.say(f"\ninterrupted; the same command goes on from what is done:\n  {self._running}")
+                self._asker.say(f"\ninterrupted; the same command goes on from what is done:\n{self._running}")
             else:
                 self._asker.say("\nleft the wizard; what was not started has changed nothing")
             return EXIT_INTERRUPTED
@@ -144,7 +144,7 @@ class Wizard:
         settings = settings_of(command, state)
         if state.is_dry:
             settings = settings.model_copy(update={"dry_run": True})
-        self._running = shlex.join(words_of(command, state))
+        self._running = shell_lines(words_of(command, state))
         try:
             report = self._call_job(command, settings)
         except (WoodshedError, OSError):
@@ -180,10 +180,13 @@ class Wizard:
         assert isinstance(plan, AnalyzePlan)
         return plan
 
-    def _prepare(self, name: str, sounds: Path) -> Path | None:
+    def _prepare(self, name: str, sounds: Path, given: Mapping[str, object]) -> Path | None:
         command = next(command for command in COMMANDS if command.name == name)
-        source = {"audio_dir": sounds} if name == "songs" else {"input": sounds}
-        return self._form(command, **source)
+        if name == "songs":
+            return self._form(command, audio_dir=str(sounds), **given)
+        # An autoencoder that belongs to the model lies in its pipeline's folder.
+        model = {"pretrained_name": given["checkpoint_dir"]} if "checkpoint_dir" in given else {}
+        return self._form(command, input=str(sounds), **model)
 
     def _settings(self) -> None:
         state = walk(remembering_steps(), opening_state(), self._asker)

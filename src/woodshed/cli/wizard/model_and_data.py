@@ -163,7 +163,8 @@ def _another_folder(state: State) -> State:
 
 def _prepared(state: State, outside: Outside) -> State:
     assert state.found is not None
-    output = outside.prepare(PREPARED_BY[_backend(state)], Path(state.found.folder))
+    shared = {name: state.values[name] for name in ("checkpoint_dir", "model") if name in state.values}
+    output = outside.prepare(PREPARED_BY[_backend(state)], Path(state.found.folder), shared)
     if output is None:
         return _another_folder(state)
     found = outside.look_at(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,11 @@ class Outside:
     gates: Callable[[AnalyzeSettings], Sequence[Gate]]
     measure: Callable[[AnalyzeSettings], AnalyzePlan]
     """A dry run on this machine."""
-    prepare: Callable[[str, Path], Path | None]
-    """Ask for what a command needs to make data of a folder of sounds, and run it; gives back its output."""
+    prepare: Callable[[str, Path, Mapping[str, object]], Path | None]
+    """Ask for what a command needs to make data of a folder of sounds, beside what is given already, and run it.
+
+    Gives back its output; None if nothing came of it.
+    """
     perform: Callable[[State], State]
     """Run the analysis and show its report."""
     say: Callable[[str], None]
