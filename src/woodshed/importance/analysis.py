@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -94,7 +95,10 @@ class Analysis:
         table = self.measurer.table
         tables = [table] if self.reference is None else [table, self.reference.table]
         committed = time.monotonic()
-        with self.measurer.probe.attached():
+        with ExitStack() as watched:
+            for measurer in (self.measurer, self.reference):
+                if measurer is not None:
+                    watched.enter_context(measurer.probe.attached())
             planned = islice(looks(self.plan, self.timesteps), table.num_looks, None)
             while not self.is_stable and (group := list(islice(planned, CHECK_DRAWS))):
                 if is_stopped():

@@ -2,7 +2,7 @@
 
 For each layer, D^2 = |mean g over the data - mean g over the reference|^2. Relabelling songs (which of them are data,
 which reference) shows what chance makes of it: a layer's contrast is D^2 less its mean under relabelling, over the
-reference's mean |g|^2. Whether all layers together differ is a test: each layer's excess counts in units of its standard
+reference's mean |g|^2. Whether all layers together differ is a test, with each layer's excess in units of its standard
 deviation under relabelling. Where data and reference have the same songs, as with silence or permuted captions, labels
 are swapped within each song, which takes out all that the two have in common.
 

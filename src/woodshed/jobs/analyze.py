@@ -8,6 +8,7 @@ analysis that was cut short goes on from it.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -128,12 +129,10 @@ def _measured(
     request = rank_request(settings)
     options = _measuring(settings, model, plan)
     facts = MapFacts.of(settings, folder=folder, model=model, options=options)
-    notes = list(_header(settings, timesteps))
-    for note in notes:
+    for note in _header(settings, timesteps):
         observer.message(note)
     ahead = forecast(model, examples, timesteps, plan, options)
-    notes += ahead.notes
-    planned = plan_of(settings, output, model=model, examples=examples, plan=plan, ahead=ahead, notes=tuple(notes))
+    planned = plan_of(settings, output, model=model, examples=examples, plan=plan, ahead=ahead, notes=ahead.notes)
     observer.message(ahead.header(planned))
     if settings.dry_run:
         return planned
@@ -176,8 +175,8 @@ def _measured(
         elapsed_s=time.monotonic() - started,
         peak_extra_bytes=planned.extra_bytes,
         plots=_plots(settings, made),
-        notes=tuple(notes),
-        next_steps=(f"woodshed analyze --from-map {output} --rank {settings.rank} --output other_map.json",),
+        notes=(*ahead.notes, *found.allocation.notes),
+        next_steps=(f"woodshed analyze --from-map {shlex.quote(str(output))} --rank 32 --output other_map.json",),
     )
 
 

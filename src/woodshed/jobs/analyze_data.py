@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from woodshed.datasets.folder import open as open_data
 from woodshed.datasets.side_step import is_side_step_folder
 from woodshed.datasets.speech import SpeechDataset, is_speech_folder
 from woodshed.errors import UsageError
+from woodshed.importance.map_files import side_step_hash
 from woodshed.importance.measuring import Examples
 from woodshed.store.reader import open_reader
 from woodshed.store.sidestep import STAGING_SUFFIX, SUFFIX
@@ -186,14 +186,11 @@ def data_digest(folder: Path) -> str:
     return f"xxh3_128:{digest.hexdigest()}"
 
 
-def side_step_hash(folder: Path) -> str:
-    """What Side-Step calls the hash of a data set: names and sizes of its `.pt` files. Of other folders, 12 digits of
-    the digest."""
-    if not is_side_step_folder(folder):
-        return data_digest(folder).partition(":")[2][:12]
-    parts = sorted(f"{path.name}:{path.stat().st_size}" for path in folder.glob(f"*{SUFFIX}"))
-    # A format's checksum, not a safeguard.
-    return hashlib.md5("|".join(parts).encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:12]
+def schema2_hash(folder: Path) -> str:
+    """What a map gives as the hash of its data: Side-Step's own of its folders, of others 12 digits of the digest."""
+    if is_side_step_folder(folder):
+        return side_step_hash(folder)
+    return data_digest(folder).partition(":")[2][:12]
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from woodshed.importance.layers import LayerShape
 from woodshed.importance.map_files import schema2_fields
 from woodshed.importance.map_making import Findings
 from woodshed.importance.measuring import ENTRIES, SENSITIVITY_EVERY, Measuring
-from woodshed.jobs.analyze_data import data_digest, side_step_hash
+from woodshed.jobs.analyze_data import data_digest, schema2_hash
 from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.encode import versions
 
@@ -34,7 +34,7 @@ class MapFacts:
 
     settings: AnalyzeSettings
     data_digest: str
-    side_step_hash: str
+    dataset_hash: str
     reference_digest: str | None
     variant: str
     weights_digest: str
@@ -54,7 +54,7 @@ class MapFacts:
         return cls(
             settings=settings,
             data_digest=data_digest(folder),
-            side_step_hash=side_step_hash(folder),
+            dataset_hash=schema2_hash(folder),
             reference_digest=data_digest(Path(str(settings.reference))) if is_folder else None,
             variant=settings.model or model.variant.name,
             weights_digest=weights_digest(model),
@@ -119,7 +119,7 @@ def made_map(facts: MapFacts, found: Findings, analysis: Analysis) -> FisherMap:
             "total_batches": len(table),
             "base_rank": settings.rank,
             "rank_budget": {"min": settings.rank_min, "max": settings.rank_max},
-            "dataset_hash": facts.side_step_hash,
+            "dataset_hash": facts.dataset_hash,
             **schema2_fields(
                 analysis.shapes,
                 found.allocation.ranks,
