@@ -25,7 +25,8 @@ from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, AnalyzeStop
 
 MAP = example_map(num_blocks=24)
 REPORT = AnalyzeReport(
-    output="/data/songs/fisher_map.json", map=MAP, num_failed=0, failures=(), elapsed_s=123.0, peak_extra_bytes=2**29,
+    output="/data/songs/fisher_map.json", map=MAP, num_failed=0, failures=(), elapsed_s=123.0,
+    announced_bytes=2**29, peak_extra_bytes=2**29,
     plots=("plots/ranks.png",), notes=("mind the gap",), next_steps=("woodshed train",),
 )  # fmt: skip
 THEIRS = replace(REPORT, map=MAP.model_copy(update={"woodshed": None}), peak_extra_bytes=0, notes=())

@@ -91,7 +91,7 @@ def _analysed(report: AnalyzeReport) -> Iterator[RenderableType]:
     yield from map_lines(report.map)
     yield facts_table(
         {
-            "extra memory": size(report.peak_extra_bytes) if report.peak_extra_bytes else "",
+            "extra memory": _memory(report),
             "time": clock(report.elapsed_s),
             "map": report.output,
             "plots": _plots(report.plots),
@@ -334,3 +334,9 @@ def _amount(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count}"
+
+
+def _memory(report: AnalyzeReport) -> str:
+    if not report.peak_extra_bytes:
+        return ""
+    return f"{size(report.peak_extra_bytes)} beside the model (announced: {size(report.announced_bytes)})"

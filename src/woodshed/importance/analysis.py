@@ -161,7 +161,7 @@ class Analysis:
         """
         score = "density" if self.request.rule == "sidestep" else self.request.score
         resampled = scoring.of(score)
-        errors = relative_errors(resampled.resamples)
+        errors = relative_errors(resampled.resamples, len(scoring.songs.items))
         names = [shape.name for shape in self.shapes]
         scored = {
             name: Scored(float(value), float(error))
@@ -181,7 +181,7 @@ class Analysis:
         is_spectral = self.request.score == "spectrum"
         scoring = self.scoring(resamples=CHECK_RESAMPLES, with_signal=is_spectral, with_spectra=is_spectral)
         score = "density" if self.request.rule == "sidestep" else self.request.score
-        errors = relative_errors(scoring.of(score).resamples)
+        errors = relative_errors(scoring.of(score).resamples, len(scoring.songs.items))
         finite = errors[np.isfinite(errors)]
         error = float(np.median(finite)) if finite.size else np.inf
         self.is_stable = self.checks.add(self.allocation(scoring).ranks, error)

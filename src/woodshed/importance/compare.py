@@ -200,11 +200,7 @@ def _tested(
     songs_b: int,
 ) -> tuple[Float[ndarray, " layer"], Bool[ndarray, " layer"], float]:
     """z, which layers are distinct, and the least factor that the median layer would have to differ by."""
-    variances = [
-        # Resamples of n songs vary (n - 1) / n times as much as fresh songs would.
-        np.array([(view.log_se or 0.0) ** 2 for view in views]) * songs / (songs - 1)
-        for views, songs in ((views_a, songs_a), (views_b, songs_b))
-    ]
+    variances = [np.array([(view.log_se or 0.0) ** 2 for view in views]) for views in (views_a, views_b)]
     error = np.sqrt(variances[0] + variances[1])
     is_testable = (variances[0] > 0) & (variances[1] > 0)
     z = np.divide(differences, error, out=np.zeros_like(differences), where=is_testable)

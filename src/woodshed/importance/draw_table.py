@@ -131,7 +131,7 @@ class DrawTable:
             os.fsync(file.fileno())
         rows, values = self.sensitivity
         times = [np.nan if t is None else t for t in self.timesteps]
-        _write(
+        write_whole(
             self.folder / DRAWS,
             {
                 "items": torch.tensor(self.items, dtype=torch.int64),
@@ -167,7 +167,8 @@ class DrawTable:
         self.num_passes, self.num_sensitivity_passes, self.num_looks = found["passes"].tolist()
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Json]) -> None:
+def write_whole(path: Path, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Json]) -> None:
+    """Write a file of tensors, whole or not at all."""
     staged = path.with_suffix(".part")
     metadata = {"notes": json.dumps(notes)}
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, staged, metadata=metadata)

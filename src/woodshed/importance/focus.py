@@ -92,17 +92,27 @@ class Timesteps:
         if not self.is_continuous:
             return np.ones(len(timesteps))
         times = np.array(timesteps, np.float64)
-        drawn = (1 - UNIFORM_SHARE) * self._density(times, self.asked) + UNIFORM_SHARE
-        weights: Float64[np.ndarray, " draw"] = self._density(times, focus) / drawn
+        weights: Float64[np.ndarray, " draw"] = self._density(times, focus) / self.drawn_density(times)
         return weights
+
+    def drawn_density(self, times: Float64[np.ndarray, " draw"]) -> Float64[np.ndarray, " draw"]:
+        """The density that timesteps are drawn with; 1 for a model that has none."""
+        if not self.is_continuous:
+            return np.ones(len(times))
+        return (1 - UNIFORM_SHARE) * self._density(times, self.asked) + UNIFORM_SHARE
 
     def _density(self, times: Float64[np.ndarray, " draw"], focus: Focus) -> Float64[np.ndarray, " draw"]:
         if not focus.is_balanced:
-            inside = (times >= focus.low) & (times <= focus.high)
-            return np.where(inside, 1 / (focus.high - focus.low), 0.0)
+            return density_within(times, focus)
         cell = np.clip(np.searchsorted(self._edges, times, side="right") - 1, 0, CELLS - 1)
         density: Float64[np.ndarray, " draw"] = 1 / CELLS / np.diff(self._edges)[cell]
         return density
+
+
+def density_within(times: Float64[np.ndarray, " draw"], focus: Focus) -> Float64[np.ndarray, " draw"]:
+    """Density of a focus that is uniform between its bounds."""
+    inside = (times >= focus.low) & (times <= focus.high)
+    return np.where(inside, 1 / (focus.high - focus.low), 0.0)
 
 
 def effective_draws(weights: Float64[np.ndarray, " draw"]) -> float:

@@ -64,18 +64,24 @@ def plan_looks(
     antithetic: bool,
     condition_dropout: float,
     seed: int,
+    is_repetitive: bool = False,
 ) -> LookPlan:
     """Rounds and songs as asked, or enough of them for most data.
+
+    Args:
+        is_repetitive: a second look at a song shows nothing new, as for a loss without noise: there is one round, over
+            as many songs as can be had.
 
     >>> plan_looks(12, runs=None, batches=None, antithetic=False, condition_dropout=0.1, seed=0).num_looks
     600
     """
-    songs = min(num_items, batches or ROUND_SONGS)
+    songs = min(num_items, batches or (AMPLE_DRAWS if is_repetitive else ROUND_SONGS))
     looks = songs * (2 if antithetic else 1)
+    ample = 1 if is_repetitive else max(2, math.ceil(AMPLE_DRAWS / looks))
     return LookPlan(
         num_items=num_items,
         songs_per_round=songs,
-        num_rounds=runs or max(2, math.ceil(AMPLE_DRAWS / looks)),
+        num_rounds=runs or ample,
         antithetic=antithetic,
         condition_dropout=condition_dropout,
         seed=seed,

@@ -122,7 +122,7 @@ def _profiles(analysis: Analysis, scoring: Scoring, focus: Focus) -> list[Profil
     num_songs = int((songs.totals > 0).sum())
     sensitivity = _sensitivity(analysis, focus)
     weights = [shape.num_weights for shape in analysis.shapes]
-    errors = {name: relative_errors(made.resamples) for name, made in (("energy", energy), ("wg", wg))}
+    errors = {name: relative_errors(made.resamples, num_songs) for name, made in (("energy", energy), ("wg", wg))}
     profiles = []
     for layer, size in enumerate(weights):
         of_energy = _estimate(
@@ -159,7 +159,7 @@ def _sensitivity(analysis: Analysis, focus: Focus) -> list[Estimate] | None:
     counts = song_counts(num_songs, seed=analysis.plan.seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (counts @ sums) / (counts @ totals)[:, None]
-    errors = relative_errors(resampled)
+    errors = relative_errors(resampled, num_songs)
     return [
         _estimate(log_interval(float(value), resampled[:, layer], num_songs), errors[layer])
         for layer, value in enumerate(sums.sum(axis=0) / totals.sum())
@@ -174,7 +174,7 @@ def _layers(
     scored: Resampled,
 ) -> list[LayerRecord]:
     ranks, inclusion = _rank_probabilities(analysis, scoring, allocation)
-    groups = distinct_groups(scored.values, relative_errors(scored.resamples))
+    groups = distinct_groups(scored.values, relative_errors(scored.resamples, len(scoring.songs.items)))
     made = []
     for layer, shape in enumerate(analysis.shapes):
         spectrum = None if scoring.spectra is None else scoring.spectra[layer]

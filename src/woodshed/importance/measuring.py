@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """How far a batch's energies may be from those of its examples alone, relative to the larger."""
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Where examples come from, by number."""
 

@@ -94,16 +94,18 @@ def student_quantile(probability: float, degrees: int) -> float:
     return z + float(sum(term / degrees ** (power + 1) for power, term in enumerate(terms)))
 
 
-def relative_errors(resampled: Float64[np.ndarray, "resample layer"]) -> Float64[np.ndarray, " layer"]:
+def relative_errors(resampled: Float64[np.ndarray, "resample layer"], num_songs: int) -> Float64[np.ndarray, " layer"]:
     """Standard error of each layer's logarithm less its mean over layers: what layers differ by.
 
+    Resamples of n songs vary (n - 1) / n times as much as fresh songs would, which is made up for.
     What moves all layers alike, such as a loud song, is no reason to doubt their order. Infinite where a layer was 0.
     """
     positive = (np.isfinite(resampled) & (resampled > 0)).all(axis=0)
     errors = np.full(resampled.shape[1], np.inf)
-    if positive.any() and len(resampled) > 1:
+    if positive.any() and len(resampled) > 1 and num_songs > 1:
         logs = np.log(resampled[:, positive])
-        errors[positive] = (logs - logs.mean(axis=1, keepdims=True)).std(axis=0, ddof=1)
+        spread = (logs - logs.mean(axis=1, keepdims=True)).std(axis=0, ddof=1)
+        errors[positive] = spread * math.sqrt(num_songs / (num_songs - 1))
     return errors
 
 

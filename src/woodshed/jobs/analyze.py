@@ -26,11 +26,13 @@ from woodshed.importance.analysis import Analysis
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.focus import Timesteps, focus_named
+from woodshed.importance.kept_draws import draws_path, save_draws
 from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import LookPlan, plan_looks
 from woodshed.importance.map_files import write_map
 from woodshed.importance.map_making import findings
 from woodshed.importance.measuring import SKETCH_RANK, Examples, Measurer, Measuring, entry_places
+from woodshed.importance.memory import PeakMemory, device_of
 from woodshed.jobs import user_settings
 from woodshed.jobs.analyze_data import (
     Cycled,
@@ -125,6 +127,7 @@ def _measured(
         antithetic=settings.antithetic,
         condition_dropout=model.condition_dropout,
         seed=settings.seed,
+        is_repetitive=not (timesteps.has_timesteps or examples.is_cropped or model.condition_dropout),
     )
     request = rank_request(settings)
     options = _measuring(settings, model, plan)
@@ -148,7 +151,7 @@ def _measured(
     )
     if analysis.measurer.table.num_looks:
         observer.message(f"going on after {analysis.measurer.table.num_looks} looks of an earlier run")
-    with StopSignals() as stopped:
+    with StopSignals() as stopped, PeakMemory(device_of(model)) as peak:
         is_done = analysis.run(
             progress=lambda done: observer.progress(_progress(plan, done, settings.crop_s, started)),
             is_stopped=stopped,
@@ -165,6 +168,8 @@ def _measured(
     observer.message("working out intervals, ranks and what drives them")
     found = findings(analysis, reference_kind=_reference_name(settings), is_paired=_is_paired(settings))
     made = made_map(facts, found, analysis)
+    # The draws first: a map without its draws has lost something, draws without a map are written over.
+    save_draws(draws_path(output), analysis)
     write_map(output, made)
     shutil.rmtree(work, ignore_errors=True)
     return AnalyzeReport(
@@ -173,7 +178,8 @@ def _measured(
         num_failed=len(analysis.measurer.failures),
         failures=tuple((examples.name(item), why) for item, why in list(analysis.measurer.failures.items())[:100]),
         elapsed_s=time.monotonic() - started,
-        peak_extra_bytes=planned.extra_bytes,
+        announced_bytes=planned.extra_bytes,
+        peak_extra_bytes=peak.num_bytes,
         plots=_plots(settings, made),
         notes=(*ahead.notes, *found.allocation.notes),
         next_steps=(f"woodshed analyze --from-map {shlex.quote(str(output))} --rank 32 --output other_map.json",),
@@ -256,7 +262,7 @@ def _measuring(settings: AnalyzeSettings, model: Trainable, plan: LookPlan) -> M
 
 
 def _free_bytes(model: Trainable) -> int:
-    device = next(next(iter(model.layers().values())).parameters()).device
+    device = device_of(model)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)

@@ -64,6 +64,14 @@ class FolderExamples:
         return self._model.example(self.stored(item, visit))
 
     @property
+    def is_cropped(self) -> bool:
+        """Whether another visit may see another part of a song."""
+        if not isinstance(self._data, LatentDataset):
+            return False
+        view = self._data.view
+        return view.random_crop or any(len(windows) > 1 for windows in self._windows.values())
+
+    @property
     def audio_s(self) -> float | None:
         """Seconds of sound in all songs; None where the folder does not tell."""
         if isinstance(self._data, LatentDataset):

@@ -9,6 +9,8 @@ from woodshed.errors import UsageError
 from woodshed.importance.allocation import Allocation, RankRequest, allocate
 from woodshed.importance.belief import Scored, Spectrum
 from woodshed.importance.fisher_map import FisherMap, LayerRecord, WoodshedPart
+from woodshed.importance.focus import focus_named
+from woodshed.importance.kept_draws import densities, draws_path
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.map_files import read_map, schema2_fields, write_map
 from woodshed.importance.map_making import allocation_record
@@ -37,7 +39,7 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
     own = old.woodshed
     focus = settings.timestep_focus if "timestep_focus" in settings.model_fields_set else old.timestep_focus
     shapes = [_shape(layer) for layer in own.layers]
-    scores = {layer.name: _scored(layer, focus, settings) for layer in own.layers}
+    scores = _scores(settings, own, focus)
     made = allocate(
         request,
         shapes,
@@ -45,7 +47,7 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
         spectra={layer.name: Spectrum(layer.spectrum, layer.spectrum_rest) for layer in own.layers if layer.spectrum},
         effective_ranks={module.name.removeprefix("decoder."): module.effective_rank for module in old.modules},
     )
-    new = _with_ranks(old, own, request, made, shapes, focus, settings)
+    new = _with_ranks(old, own, request, made, shapes, focus, settings, scores)
     notes = ["intervals and probabilities of ranks are those of the analysis; ranks are new"]
     write_map(output, new)
     return AnalyzeReport(
@@ -54,18 +56,28 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
         num_failed=0,
         failures=(),
         elapsed_s=time.monotonic() - started,
-        peak_extra_bytes=0,
+        announced_bytes=0,
+        peak_extra_bytes=None,
         notes=(*notes, *made.notes),
     )
 
 
-def _scored(layer: LayerRecord, focus: str, settings: AnalyzeSettings) -> Scored:
-    profile = layer.profiles.get(focus)
-    if profile is None:
+def _scores(settings: AnalyzeSettings, own: WoodshedPart, focus: str) -> dict[str, Scored]:
+    """Of all layers, from the map's profile of a focus; of another focus from the draws that are kept beside it."""
+    if focus in own.layers[0].profiles:
+        return {layer.name: _scored(layer, focus, settings) for layer in own.layers}
+    assert settings.from_map is not None
+    if settings.allocator != "sidestep" and settings.score != "density":
         raise UsageError(
-            f"the map has no scores for --timestep-focus {focus}",
-            hint=f"it has those for {', '.join(layer.profiles)}; others need a new analysis",
+            f"the map has no {settings.score} for --timestep-focus {focus}",
+            hint=f"it has that of {', '.join(own.layers[0].profiles)}; --score density can be told for any, from the "
+            "draws that are kept beside the map",
         )
+    return densities(draws_path(settings.from_map), own, focus_named(focus))
+
+
+def _scored(layer: LayerRecord, focus: str, settings: AnalyzeSettings) -> Scored:
+    profile = layer.profiles[focus]
     if settings.allocator == "sidestep" or settings.score == "density":
         return Scored(profile.density.value, profile.density.relative_se)
     if settings.score == "spectrum":
@@ -94,6 +106,7 @@ def _with_ranks(
     shapes: list[LayerShape],
     focus: str,
     settings: AnalyzeSettings,
+    scores: dict[str, Scored],
 ) -> FisherMap:
     layers = [
         layer.model_copy(
@@ -107,15 +120,20 @@ def _with_ranks(
         for layer in own.layers
     ]
     record = allocation_record(request, made)
-    density = {
-        layer.name: Scored(layer.profiles[focus].density.value, layer.profiles[focus].density.relative_se)
-        for layer in own.layers
-    }
+    density = (
+        scores
+        if focus not in own.layers[0].profiles
+        else {
+            layer.name: Scored(layer.profiles[focus].density.value, layer.profiles[focus].density.relative_se)
+            for layer in own.layers
+        }
+    )
     fields = schema2_fields(shapes, made.ranks, made.alphas, density, as_side_step=request.rule == "sidestep")
     return FisherMap.model_validate(
         old.model_dump()
         | {
             "timestep_focus": focus,
+            "timestep_range": [focus_named(focus).low, focus_named(focus).high],
             "base_rank": settings.rank,
             "rank_budget": {"min": settings.rank_min, "max": settings.rank_max},
             **fields,

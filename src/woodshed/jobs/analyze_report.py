@@ -66,7 +66,10 @@ class AnalyzeReport:
     failures: tuple[tuple[str, str], ...]
     """Item and reason, the first hundred."""
     elapsed_s: float
-    peak_extra_bytes: int
+    announced_bytes: int
+    """Memory beside the model that the analysis said it would take."""
+    peak_extra_bytes: int | None
+    """What it took; None where that cannot be measured."""
     plots: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     next_steps: tuple[str, ...] = ()
