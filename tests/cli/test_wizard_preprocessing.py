@@ -106,12 +106,14 @@ def models(tmp_path: Path) -> str:
 TINY = ("", "woodshed-tiny-dit")
 
 
-def go(*answers: str, state: State | None = None, **world: object) -> tuple[World, State | None]:
+def go(
+    *answers: str, state: State | None = None, offered: dict[str, str] | None = None, **world: object
+) -> tuple[World, State | None]:
     asker = Scripted(list(answers))
     made = World(asker, folders={"data": features(12), "few": features(3), "made-by-songs": features(7)})
     for name, value in world.items():
         setattr(made, name, value)
-    steps = analyze_steps(analyze(), made.outside(), offered={})
+    steps = analyze_steps(analyze(), made.outside(), offered=offered or {})
     opening = start(checkpoint_dir=None, model=None) if state is None else state
     return made, walk(steps, opening, asker)
 
@@ -283,6 +285,39 @@ def test_what_is_remembered_is_not_asked(models: str) -> None:
     _, end = go(*TINY, "data", "balanced", "", "", "", "run", state=state)
     assert end is not None
     assert "checkpoint_dir" not in end.values
+
+
+def test_what_an_earlier_analysis_was_told_is_offered() -> None:
+    offered = {"backend": "woodshed-tiny-dit", "dataset_dir": "data", "timestep_focus": "0.1,0.2", "rank": "8",
+               "rank_min": "4", "rank_max": "12"}  # fmt: skip
+    _, state = go("", "", "", "", "", "", "", "", "run", offered=offered)
+    assert state is not None
+    values = dict(state.values)
+    assert values == {**offered, "rank": 8, "rank_min": 4, "rank_max": 12}
+
+
+def test_pipelines_below_a_folder_are_chosen_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ace", "ace-2"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "model_index.json").write_text('{"_class_name": "AceStepPipeline"}')
+    monkeypatch.chdir(tmp_path)
+    _, state = go("", "acestep", "checkpoints", "ace-2", "data", "balanced", "", "", "", "run")
+    assert state is not None
+    assert (state.values["checkpoint_dir"], "model" in state.values) == ("checkpoints/ace-2", False)
+    # What lies there is of ACE-Step, and no other model is asked about it.
+    world, _ = go(*TINY, "data", "balanced", "", "", "", "run")
+    assert not {"checkpoint_dir", "model"} & set(world.asker.keys)
+
+
+def test_a_misspelt_path_is_no_hub_name(models: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(models).parent)
+    with pytest.raises(UsageError, match="there is no folder models/acestep-v15-bas"):
+        models_in("acestep", "models/acestep-v15-bas")
+    assert [model.checkpoint_dir for model in models_in("acestep", "owner/name")] == ["owner/name"]
+    assert [model.variant for model in models_in("acestep", "models")] == ["base", "broken", "turbo"]
+    assert [model.variant for model in models_in("acestep", "models/acestep-v15-base")] == [None]
+    with pytest.raises(UsageError, match="holds no model for stable-audio"):
+        models_in("stable-audio", "models")
 
 
 def test_only_ranks_and_focus_are_taken_from_a_preset(tmp_path: Path) -> None:

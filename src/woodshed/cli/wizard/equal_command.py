@@ -26,7 +26,7 @@ def command_words(command: Command, settings: Settings, *, given: Collection[str
             value, info = getattr(settings, name), model.model_fields[name]
             if name == model.positional or name in model.further_positionals:
                 words += [] if value is None else [_as_operand(str(value))]
-            elif name in given and value is not None and value != info.get_default() and value != ():
+            elif name in given and value not in (None, ()) and str(value) != str(info.get_default()):
                 if isinstance(value, tuple):
                     several += _several(model.flag(name), [str(part) for part in value])
                 else:

@@ -20,9 +20,11 @@ FOCUSES: Mapping[str, str] = {
 CUSTOM = "custom"
 
 
-def focus_steps() -> list[Step]:
+def focus_steps(offered: Mapping[str, str]) -> list[Step]:
+    """Ask which timesteps count."""
+
     def focus_of(state: State) -> str:
-        return current(AnalyzeSettings, state.values, "timestep_focus")
+        return _now("timestep_focus", state, offered)
 
     def focus(state: State) -> Question:
         options = [Option(value=name, label=f"{name:<11}{about}") for name, about in FOCUSES.items()]
@@ -70,7 +72,16 @@ _RANK_TEXTS = {
 }
 
 
-def rank_step(name: str, outside: Outside) -> Step:
+def _now(name: str, state: State, offered: Mapping[str, str]) -> str:
+    """What a field is, as given, as offered from before, or by default."""
+    return (
+        offered[name] if name in offered and name not in state.values else current(AnalyzeSettings, state.values, name)
+    )
+
+
+def rank_step(name: str, outside: Outside, offered: Mapping[str, str]) -> Step:
+    """Ask for one of the three ranks."""
+
     def answered(state: State, answer: str) -> State:
         rank = check_rank(name, answer, state)
         if rank > LARGE_RANK:
@@ -84,19 +95,19 @@ def rank_step(name: str, outside: Outside) -> Step:
             text=_RANK_TEXTS[name],
             help=f"{AnalyzeSettings.model_fields[name].description} A layer's adapter of rank r has r x (inputs + "
             "outputs) parameters. least <= base <= largest.",
-            default=_rank_default(name, state),
+            default=_rank_default(name, state, offered),
         ),
         answered=answered,
     )
 
 
-def _rank_default(name: str, state: State) -> str:
+def _rank_default(name: str, state: State, offered: Mapping[str, str]) -> str:
     """What is offered: as it was, but never on the wrong side of the base rank."""
-    offered = int(current(AnalyzeSettings, state.values, name))
+    now = int(_now(name, state, offered))
     if name == "rank":
-        return str(offered)
+        return str(now)
     base = int(current(AnalyzeSettings, state.values, "rank"))
-    return str(min(offered, base) if name == "rank_min" else max(offered, base))
+    return str(min(now, base) if name == "rank_min" else max(now, base))
 
 
 def check_rank(name: str, answer: str, state: State) -> int:

@@ -17,7 +17,7 @@ from woodshed.cli.wizard.fields import (
     spoken,
     with_value,
 )
-from woodshed.cli.wizard.models import models_in
+from woodshed.cli.wizard.models import NEED_A_CHECKPOINT, Model, models_in
 from woodshed.cli.wizard.questions import Option, Question, State, Step, Work
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import checked
@@ -66,7 +66,7 @@ def form_steps(
             elif model.model_fields[name].is_required() or name in wanted:
                 steps.append(field_step(model, name, offered, is_needed=True))
                 if command.name == "songs" and name == "checkpoint_dir":
-                    steps.append(variant_step("acestep", default=offered.get("model", "")))
+                    steps.append(variant_step(lambda _: "acestep", default=offered.get("model", "")))
     return [*steps, *closing_steps(command, perform, summary=lambda _: "")]
 
 
@@ -112,33 +112,35 @@ def field_step(model: type[Settings], name: str, offered: Mapping[str, str], *, 
     return Step(name=name, todo=todo, answered=answered)
 
 
-def variant_step(backend: str, *, default: str = "") -> Step:
-    """Choose among the variants of a checkpoint folder; not asked where there is one only."""
+def variant_step(backend_of: Callable[[State], str], *, default: str = "") -> Step:
+    """Choose among the models of a checkpoint folder; not asked where there is one only."""
 
-    def models(state: State) -> list[str]:
+    def models(state: State) -> dict[str, Model]:
+        if "checkpoint_dir" not in state.values or backend_of(state) not in NEED_A_CHECKPOINT:
+            return {}
         try:
-            found = models_in(backend, str(state.values.get("checkpoint_dir", "checkpoints")))
+            found = models_in(backend_of(state), str(state.values["checkpoint_dir"]))
         except UsageError:
             # The job says better what is wrong with the folder.
-            return []
-        return [model.variant for model in found if model.variant is not None]
+            return {}
+        return {model.label: model for model in found}
 
     def todo(state: State) -> Question:
         return Question(
             key="model",
             text="Which variant?",
-            help="The checkpoint folder holds several variants of the model. base is the one to train from.",
+            help="The checkpoint folder holds several models. base is the one to train from.",
             kind="choice",
             default=str(state.values.get("model", default)),
-            options=tuple(Option(value=name, label=name) for name in models(state)),
+            options=tuple(Option(value=label, label=label) for label in models(state)),
         )
 
-    return Step(
-        name="model",
-        applies=lambda state: len(models(state)) > 1,
-        todo=todo,
-        answered=lambda state, answer: state.given("model", model=answer),
-    )
+    def answered(state: State, answer: str) -> State:
+        chosen = models(state)[answer]
+        state = state.without("model").given("model", checkpoint_dir=chosen.checkpoint_dir)
+        return state if chosen.variant is None else state.given("model", model=chosen.variant)
+
+    return Step(name="model", applies=lambda state: len(models(state)) > 1, todo=todo, answered=answered)
 
 
 def settings_of(command: Command, state: State) -> Settings:

@@ -40,8 +40,11 @@ ENTRIES: tuple[tuple[str, str], ...] = (
 )
 """Command -> its line. Those that this version does not have are not shown."""
 LEAVE = "exit"
-_HANDED_ON = ("checkpoint_dir", "model", "device", "precision", "audio_dir", "dataset_json", "input", "manifest")
-"""Fields that mean the same in several commands."""
+_HANDED_ON = (
+    *("checkpoint_dir", "model", "audio_dir", "dataset_json", "input", "manifest"),
+    *("backend", "timestep_focus", "rank", "rank_min", "rank_max"),
+)
+"""Fields that are asked for, and mean the same whichever command asks."""
 _OUTPUTS = ("output", "output_path", "output_dir")
 CallJob = Callable[[Command, Any], Any]
 

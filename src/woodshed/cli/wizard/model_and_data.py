@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from woodshed.cli.wizard.form import variant_step
 from woodshed.cli.wizard.models import NEED_A_CHECKPOINT, models_in
 from woodshed.cli.wizard.outside import Outside
 from woodshed.cli.wizard.presets import read_preset
@@ -26,6 +27,8 @@ READS_SOUNDS = "whisper"
 
 
 def preset_step(outside: Outside) -> Step:
+    """Take ranks and focus from a file, for whoever has one."""
+
     def answered(state: State, answer: str) -> State:
         if not answer:
             return state.given("preset")
@@ -49,6 +52,8 @@ def preset_step(outside: Outside) -> Step:
 
 
 def model_steps(offered: Mapping[str, str]) -> list[Step]:
+    """Ask which kind of model, where it lies, and which one of several."""
+
     def backend(state: State) -> Question:
         return Question(
             key="backend",
@@ -78,11 +83,10 @@ def model_steps(offered: Mapping[str, str]) -> list[Step]:
     def checkpoint_answered(state: State, answer: str) -> State:
         found = models_in(_backend(state), answer)
         state = state.without("model").given("checkpoint_dir", checkpoint_dir=answer)
-        if len({model.checkpoint_dir for model in found}) == 1:
-            state = state.given("checkpoint_dir", checkpoint_dir=found[0].checkpoint_dir)
-        if len(found) == 1 and found[0].variant is not None:
-            state = state.given("checkpoint_dir", model=found[0].variant)
-        return state
+        if len(found) > 1:
+            return state
+        state = state.given("checkpoint_dir", checkpoint_dir=found[0].checkpoint_dir)
+        return state if found[0].variant is None else state.given("checkpoint_dir", model=found[0].variant)
 
     return [
         Step(name="backend", todo=backend, answered=backend_answered),
@@ -92,6 +96,7 @@ def model_steps(offered: Mapping[str, str]) -> list[Step]:
             todo=checkpoint,
             answered=checkpoint_answered,
         ),
+        variant_step(_backend, default=offered.get("model", "")),
     ]
 
 
@@ -100,6 +105,8 @@ def _backend(state: State) -> str:
 
 
 def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
+    """Ask for the data, and see what is there."""
+
     def folder(state: State) -> Question:
         maker = PREPARED_BY.get(_backend(state), "speech")
         return Question(

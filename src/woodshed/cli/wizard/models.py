@@ -37,7 +37,8 @@ def models_in(backend: str, checkpoint: str) -> tuple[Model, ...]:
     """
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
-        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", checkpoint, flags=re.ASCII):
+        # Beside a folder of the owner's name it is a path with a slip in it.
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", checkpoint, flags=re.ASCII) and not folder.parent.is_dir():
             return (Model(label=checkpoint, checkpoint_dir=checkpoint),)
         raise UsageError(f"there is no folder {checkpoint}", hint="give the folder of the model, or a hub name")
     if _is_pipeline(folder, backend) or _is_variant(folder, backend):

@@ -9,7 +9,7 @@ from woodshed.cli.commands import Command
 from woodshed.cli.consent import CONSENT
 from woodshed.cli.wizard.focus_and_ranks import focus_steps, rank_step
 from woodshed.cli.wizard.forecast import forecast_steps, summary
-from woodshed.cli.wizard.form import MORE, closing_steps, opening_state, variant_step
+from woodshed.cli.wizard.form import MORE, closing_steps, opening_state
 from woodshed.cli.wizard.model_and_data import data_steps, model_steps, preset_step
 from woodshed.cli.wizard.outside import Outside
 from woodshed.cli.wizard.questions import Option, State, Step
@@ -17,7 +17,7 @@ from woodshed.cli.wizard.questions import Option, State, Step
 TITLE = "Preprocessing++ (auto-targeting + adaptive ranks)"
 _MODEL_STEPS = ("backend", "checkpoint_dir", "model", "gates", "turbo", "plan")
 _DATA_STEPS = ("dataset_dir", "sounds", "few", "gates", "overwrite", "plan")
-_OWN_STEPS = frozenset({"dataset_dir", "from_map", "compare", "backend", "checkpoint_dir", "model"})
+_OWN_STEPS = frozenset({"dataset_dir", "from_map", "compare", "backend", "checkpoint_dir"})
 """Fields that are not in the list of all fields: what follows from them is asked too."""
 _JUMPS: tuple[tuple[Option, Callable[[State], State]], ...] = (
     (
@@ -50,10 +50,9 @@ def analyze_steps(command: Command, outside: Outside, *, offered: Mapping[str, s
     return [
         preset_step(outside),
         *model_steps(offered),
-        variant_step("acestep", default=offered.get("model", "")),
         *data_steps(outside, offered),
-        *focus_steps(),
-        *(rank_step(name, outside) for name in ("rank", "rank_min", "rank_max")),
+        *focus_steps(offered),
+        *(rank_step(name, outside, offered) for name in ("rank", "rank_min", "rank_max")),
         *forecast_steps(outside),
         *closing_steps(
             command,

@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import questionary
@@ -88,7 +89,8 @@ def _typed(question: Question) -> object:
     if plain == "?":
         return _HELP
     if question.kind == "path" and len(plain) > 1:
-        plain = plain.rstrip("/")
+        # What a shell would have done.
+        plain = str(Path(plain).expanduser()) if plain.startswith("~") else plain.rstrip("/")
     if question.kind == "yes_no":
         plain = plain.lower()[:1] if plain.lower() in ("y", "yes", "n", "no") else plain
     return plain or question.default
