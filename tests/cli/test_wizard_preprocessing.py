@@ -257,6 +257,23 @@ def test_a_map_that_is_there_is_written_over_only_on_request() -> None:
     assert "yes" not in state.values
 
 
+def test_consent_is_given_for_one_file_and_one_model(models: str) -> None:
+    answers = ("", "acestep", models, "turbo", "data", "balanced", "", "", "", "y", "y")
+    change = ("change", "output", "third.json", "model", "turbo", "go on", "y", "run")
+    world, state = go(*answers, *change, existing_map=True)
+    assert state is not None
+    assert state.values["output"] == "third.json"
+    assert "yes" not in state.values
+    assert world.asker.keys.count("turbo") == 2
+
+
+def test_sounds_that_need_a_manifest_are_not_taken(models: str) -> None:
+    folders = {"raw": Found(folder="raw", kind="sounds", num_items=7), "data": features(8)}
+    world, state = go("", "whisper", "raw", "data", "balanced", "", "", "", "run", folders=folders)
+    assert state is not None
+    assert "`woodshed speech` prepares them" in world.asker.text
+
+
 def test_a_model_that_cannot_be_measured_cannot_be_run(models: str) -> None:
     answers = ("", "acestep", models, "broken", "data", "balanced", "", "", "", "to model", "", models, "base", "run")
     world, state = go(*answers)

@@ -9,6 +9,7 @@ from pathlib import Path
 from woodshed.cli.consent import CONSENT
 from woodshed.cli.quantities import audio_length, clock, size
 from woodshed.cli.wizard.focus_and_ranks import FOCUSES
+from woodshed.cli.wizard.form import MORE
 from woodshed.cli.wizard.outside import Outside
 from woodshed.cli.wizard.questions import Question, State, Step, Work
 from woodshed.errors import WoodshedError
@@ -26,18 +27,21 @@ ADVICE = (
 
 
 def forecast_steps(outside: Outside) -> list[Step]:
-    """Ask for what the job would stop at, and measure."""
+    """Ask for what the job would stop at, and measure; not while one setting after another is being changed."""
     return [
-        Step(name="gates", todo=lambda state: Work(text="", do=lambda: _with_gates(state, outside))),
+        Step(
+            name="gates", applies=_is_complete, todo=lambda state: Work(text="", do=lambda: _with_gates(state, outside))
+        ),
         _turbo_step(),
         _overwrite_step(),
         Step(
-            name="plan",
-            # Where to write instead is asked before.
-            applies=lambda state: state.editing is None,
-            todo=lambda state: Work(text="", do=lambda: _with_plan(state, outside)),
+            name="plan", applies=_is_complete, todo=lambda state: Work(text="", do=lambda: _with_plan(state, outside))
         ),
     ]
+
+
+def _is_complete(state: State) -> bool:
+    return state.editing is None and MORE in state.settled
 
 
 def _settings(state: State) -> AnalyzeSettings:
@@ -58,7 +62,7 @@ def _turbo_step() -> Step:
 
     return Step(
         name="turbo",
-        applies=lambda state: "turbo" in state.gates and not state.values.get(CONSENT["turbo"]),
+        applies=lambda state: _is_complete(state) and "turbo" in state.gates and not state.values.get(CONSENT["turbo"]),
         todo=lambda _: Question(
             key="turbo",
             text="Go on with Turbo all the same?",
@@ -81,8 +85,9 @@ def _overwrite_step() -> Step:
 
     return Step(
         name="overwrite",
-        applies=lambda state: "overwrite" in state.gates and not state.values.get(CONSENT["overwrite"])
-        and state.editing is None,
+        applies=lambda state: _is_complete(state)
+        and "overwrite" in state.gates
+        and not state.values.get(CONSENT["overwrite"]),
         todo=lambda state: Question(
             key="overwrite",
             text="Write over it?",
@@ -124,7 +129,7 @@ def summary(state: State) -> str:
         "model": _model_told(settings, plan),
         "focus": f"{settings.timestep_focus}: {FOCUSES.get(settings.timestep_focus, 'these timesteps only')}",
         "ranks": f"{settings.rank} as the median, {settings.rank_min} at least, {settings.rank_max} at most",
-        "map": _output(state) + (" (written over)" if settings.yes and "overwrite" in state.gates else ""),
+        "map": (plan.output if plan else _output(state)) + (" (written over)" if settings.yes else ""),
     }
     if settings.budget is not None:
         facts["ranks"] = f"{settings.budget:,} parameters in all, {settings.rank_min} to {settings.rank_max} a layer"

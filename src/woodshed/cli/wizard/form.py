@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from woodshed.cli.commands import Command
+from woodshed.cli.consent import CONSENT
 from woodshed.cli.wizard.equal_command import command_words, save_script, shell_lines
 from woodshed.cli.wizard.fields import (
     GO_ON,
@@ -228,8 +229,10 @@ def _edit(model: type[Settings], state: State) -> Question:
 def _edited(model: type[Settings], state: State, answer: str) -> State:
     assert state.editing is not None
     values = with_value(model, state.values, state.editing, answer)
-    # What was measured, and what the job would stop at, may be otherwise now.
-    return dataclasses.replace(state.asked_again("gates", "plan"), values=values, editing=None)
+    # What was measured, and what the job would stop at, may be otherwise now; and a word that was given for one file
+    # or one model is not given for another.
+    agreed = {"output": CONSENT["overwrite"], "model": CONSENT["turbo"]}.get(state.editing, "")
+    return dataclasses.replace(state.asked_again("gates", "plan"), values=values, editing=None).without(agreed)
 
 
 def _more(command: Command, state: State, answer: str) -> State:

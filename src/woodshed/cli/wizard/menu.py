@@ -28,6 +28,8 @@ from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.user_settings import UserSettings
 
 EXIT_INTERRUPTED = 130
+STOPPED = (EXIT_INTERRUPTED, 143)
+"""Exit codes of a job that a signal ended in order."""
 ENTRIES: tuple[tuple[str, str], ...] = (
     ("encode", "Encode sounds to latents or tokens"),
     ("speech", "Speech features for TTS (IndexTTS 2.0, 2.5)"),
@@ -101,7 +103,6 @@ class Wizard:
         self._earlier = Earlier()
         self._running: str | None = None
         """Command line of the job at work."""
-        self._measured = lru_cache(maxsize=32)(self._measure)
 
     def run(self) -> int:
         """Ask until somebody leaves; gives back the exit code: 0, or 130 after Ctrl-C."""
@@ -154,7 +155,7 @@ class Wizard:
             self._running = None
             raise
         show(report, Console(file=sys.stdout))
-        if report.exit_code == EXIT_INTERRUPTED:
+        if report.exit_code in STOPPED:
             raise KeyboardInterrupt
         self._running = None
         self._earlier = self._earlier.after(command, state.values)
@@ -168,7 +169,8 @@ class Wizard:
         outside = Outside(
             look_at=look_at,
             gates=lambda settings: import_module(command.module).gates(settings),
-            measure=self._measured,
+            # Going back and forth measures the same but once; another action may find other data.
+            measure=lru_cache(maxsize=32)(self._measure),
             prepare=self._prepare,
             perform=partial(self._perform, command),
             say=self._asker.say,

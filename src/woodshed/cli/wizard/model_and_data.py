@@ -23,7 +23,6 @@ BACKENDS: Mapping[str, str] = {
 }
 PREPARED_BY: Mapping[str, str] = {"acestep": "songs", "stable-audio": "encode", "woodshed-tiny-dit": "encode"}
 """Backend -> command that makes its data of sounds."""
-READS_SOUNDS = "whisper"
 
 
 def preset_step(outside: Outside) -> Step:
@@ -128,13 +127,18 @@ def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
                 f"{path} holds no data: {found.reason}",
                 hint=f"give a folder that `woodshed {PREPARED_BY.get(_backend(state), 'speech')}` made",
             )
+        if found.kind == "sounds" and _backend(state) not in PREPARED_BY:
+            raise UsageError(
+                f"{path} holds {found.num_items} sound files that are not prepared yet",
+                hint="`woodshed speech` prepares them, told of their texts by a manifest: see the main menu",
+            )
         if found.kind == "features":
             outside.say(f"found {found.told} in {path}")
         state = dataclasses.replace(state.given("dataset_dir", dataset_dir=str(path)), found=found)
         return state.asked_again("sounds", "few", "prepare", "gates", "plan")
 
     def has_sounds_only(state: State) -> bool:
-        return state.found is not None and state.found.kind == "sounds" and _backend(state) != READS_SOUNDS
+        return state.found is not None and state.found.kind == "sounds"
 
     def sounds(state: State) -> Question:
         assert state.found is not None

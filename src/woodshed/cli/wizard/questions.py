@@ -149,16 +149,17 @@ def walk(steps: Sequence[Step], state: State, asker: Asker) -> State | None:
     given: list[tuple[str, str] | None] = [None]
     taken_back = dict[str, str]()
     while (step := next_step(steps, trail[-1])) is not None:
-        todo, answer = step.todo(trail[-1]), None
-        if isinstance(todo, Work):
-            if todo.text:
-                asker.say(todo.text)
-            try:
+        try:
+            todo = step.todo(trail[-1])
+            if isinstance(todo, Work):
+                if todo.text:
+                    asker.say(todo.text)
                 # In the place of the state before it: going back leads to a question, not to the work.
                 trail[-1] = todo.do()
                 continue
-            except (WoodshedError, OSError) as error:
-                asker.complain(error)
+        except (WoodshedError, OSError) as error:
+            asker.complain(error)
+            answer: str | Back = Back()
         else:
             if todo.key in taken_back and not todo.is_menu:
                 todo = dataclasses.replace(todo, default=taken_back[todo.key])
