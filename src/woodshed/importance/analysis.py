@@ -131,9 +131,10 @@ class Analysis:
         wg = self.entries.wg(table, songs, counts)
         exact = exact_wg(self.measurer, total_weight=float(songs.totals.sum()))
         if exact is not None:
+            values = np.array(exact) * np.sqrt(self.entries.cleanness(table, songs))
             with np.errstate(invalid="ignore", divide="ignore"):
-                scale = np.where(wg.values > 0, np.array(exact) / wg.values, 1.0)
-            wg = Resampled(np.array(exact), wg.resamples * scale)
+                scale = np.where(wg.values > 0, values / wg.values, 1.0)
+            wg = Resampled(values, wg.resamples * scale)
         nothing = Resampled(np.full(len(weights), np.nan), np.full((resamples, len(weights)), np.nan))
         signal = self.entries.signal(table, songs, counts) if with_signal else nothing
         made = None

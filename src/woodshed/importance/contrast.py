@@ -79,8 +79,9 @@ def contrast(
     excess = (squares[0] - by_chance.mean(axis=0)) * entries.scale
     usable = spread > 1e-12 * max(float(np.abs(squares).max()), 1e-300)
     scaled = np.where(usable, (squares - by_chance.mean(axis=0)) / np.where(usable, spread, 1.0), 0.0)
-    # The statistic is the mean over layers; the true labels are one of the relabellings.
-    overall = scaled.mean(axis=1)
+    # Squares, so that a few layers that differ are not drowned by many that do not; the true labels are one of the
+    # relabellings.
+    overall = np.square(np.maximum(scaled, 0.0)).mean(axis=1)
     p_value = float((overall >= overall[0] - 1e-12).mean())
     layers = np.where(energy > 0, excess / np.where(energy > 0, energy, 1.0), 0.0)
     return Contrast(layers=layers, p_value=p_value)

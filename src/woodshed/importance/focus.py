@@ -79,7 +79,8 @@ class Timesteps:
         """The timestep at a place of [0, 1): evenly spread places give the mixture that this run draws from."""
         if not self.has_timesteps:
             return None
-        share = UNIFORM_SHARE if self.is_continuous else 0.0
+        is_everything = not self.asked.is_balanced and (self.asked.low, self.asked.high) == (0.0, 1.0)
+        share = UNIFORM_SHARE if self.is_continuous and not is_everything else 0.0
         if place >= 1 - share:
             return (place - (1 - share)) / share
         within = place / (1 - share)

@@ -77,7 +77,7 @@ class GradientProbe:
         self,
         layers: Mapping[str, nn.Module],
         *,
-        entries: Sequence[Int64[Tensor, " entry"]] | None = None,
+        entries: Sequence[Int64[Tensor, "_"]] | None = None,
         whole: WholeGradient | None = None,
     ) -> None:
         self._names = tuple(layers)

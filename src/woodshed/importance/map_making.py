@@ -26,7 +26,9 @@ from woodshed.importance.resampling import (
     Interval,
     linear_interval,
     log_interval,
+    mean_intervals,
     relative_errors,
+    resampled_means,
     song_counts,
     spearman,
 )
@@ -111,6 +113,7 @@ def _profiles(analysis: Analysis, scoring: Scoring, focus: Focus) -> list[Profil
     table = analysis.measurer.table
     if focus == analysis.timesteps.asked:
         energy, wg, signal, songs = scoring.energy, scoring.wg, scoring.signal, scoring.songs
+        counts = scoring.counts
     else:
         songs = songs_of(table, analysis.timesteps, focus)
         if not songs.totals.sum() > 0:
@@ -123,11 +126,10 @@ def _profiles(analysis: Analysis, scoring: Scoring, focus: Focus) -> list[Profil
     sensitivity = _sensitivity(analysis, focus)
     weights = [shape.num_weights for shape in analysis.shapes]
     errors = {name: relative_errors(made.resamples, num_songs) for name, made in (("energy", energy), ("wg", wg))}
+    of_energies = mean_intervals(counts, songs.members @ table.energy.astype(np.float64), songs.totals)
     profiles = []
     for layer, size in enumerate(weights):
-        of_energy = _estimate(
-            log_interval(float(energy.values[layer]), energy.resamples[:, layer], num_songs), errors["energy"][layer]
-        )
+        of_energy = _estimate(of_energies[layer], errors["energy"][layer])
         of_signal = linear_interval(float(signal.values[layer]), signal.resamples[:, layer], num_songs)
         profiles.append(
             Profile(
@@ -157,13 +159,9 @@ def _sensitivity(analysis: Analysis, focus: Focus) -> list[Estimate] | None:
     sums, totals = members[seen] @ values.astype(np.float64), members[seen].sum(axis=1)
     num_songs = len(totals)
     counts = song_counts(num_songs, seed=analysis.plan.seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = (counts @ sums) / (counts @ totals)[:, None]
-    errors = relative_errors(resampled, num_songs)
-    return [
-        _estimate(log_interval(float(value), resampled[:, layer], num_songs), errors[layer])
-        for layer, value in enumerate(sums.sum(axis=0) / totals.sum())
-    ]
+    errors = relative_errors(resampled_means(counts, sums, totals), num_songs)
+    intervals = mean_intervals(counts, sums, totals)
+    return [_estimate(interval, error) for interval, error in zip(intervals, errors.tolist(), strict=True)]
 
 
 def _layers(

@@ -109,10 +109,10 @@ class Measurer:
     def _pass(self, looks: Sequence[Look], examples: Sequence[Any]) -> None:
         if len(looks) > 1 and not self._is_checked:
             self._check_batches(looks, examples)
-            if not self.is_batched:
-                for look, example in zip(looks, examples, strict=True):
-                    self._pass([look], [example])
-                return
+        if len(looks) > 1 and not self.is_batched:
+            for look, example in zip(looks, examples, strict=True):
+                self._pass([look], [example])
+            return
         draws = [look.draw for look in looks]
         weights = self._timesteps.weights([draw.timestep for draw in draws], self._timesteps.asked).tolist()
         measured = self.probe.measure(self._losses(examples, draws), num_examples=len(looks), weights=weights)
@@ -198,7 +198,7 @@ class Measurer:
         return sum(part.nbytes for part in self.sums or ())
 
 
-def entry_places(shapes: Sequence[LayerShape], *, seed: int) -> list[Int64[np.ndarray, " entry"]]:
+def entry_places(shapes: Sequence[LayerShape], *, seed: int) -> list[Int64[np.ndarray, "_"]]:
     """Which entries of each layer's weight are sampled: without replacement, in rising order."""
     return [
         np.sort(

@@ -18,6 +18,8 @@ from woodshed.chance import generator
 LEVEL = 0.9
 """Of all intervals."""
 RESAMPLES = 400
+FEW_SONGS = 5
+"""Below that resamples repeat each other too often for more than their spread to be taken from them."""
 
 
 def song_counts(num_songs: int, *, seed: int, resamples: int = RESAMPLES) -> Float64[np.ndarray, "resample song"]:
@@ -57,6 +59,45 @@ def log_interval(value: float, resampled: Float64[np.ndarray, " resample"], num_
         return Interval(value=value, low=min(value, 0.0), high=math.inf)
     spread = float(np.log(usable).std(ddof=1)) * _width(num_songs)
     return Interval(value=value, low=value * math.exp(-spread), high=value * math.exp(min(spread, 700.0)))
+
+
+def mean_intervals(
+    counts: Float64[np.ndarray, "resample song"],
+    sums: Float64[np.ndarray, "song column"],
+    weights: Float64[np.ndarray, " song"],
+) -> list[Interval]:
+    """Of positive weighted means, by the bootstrap of Student's t in the logarithm.
+
+    Songs are few and their energies skewed: a resample that lacks the loudest song has a small mean and a small error.
+    Taking both into account (Efron and Tibshirani 1993, chapter 12) widens intervals upwards. They are widened again
+    for what so few songs of such kurtosis leave open about their own spread: its degrees of freedom.
+    """
+    num_songs = len(weights)
+    values = sums.sum(axis=0) / weights.sum()
+    means = resampled_means(counts, sums, weights)
+    if num_songs < FEW_SONGS:
+        return [log_interval(float(v), means[:, column], num_songs) for column, v in enumerate(values)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gaps = sums - values * weights[:, None]
+        error = np.sqrt(np.square(gaps).sum(axis=0)) / weights.sum() / values
+        squares = counts @ np.square(sums) - 2 * means * (counts @ (sums * weights[:, None]))
+        squares += np.square(means) * (counts @ np.square(weights))[:, None]
+        errors = np.sqrt(np.maximum(squares, 0.0)) / (counts @ weights)[:, None] / means
+        students = (np.log(means) - np.log(values)) / errors
+        kurtosis = np.mean(gaps**4, axis=0) / np.square(np.mean(np.square(gaps), axis=0))
+    made = []
+    for column, value in enumerate(values.tolist()):
+        usable = students[:, column][np.isfinite(students[:, column])]
+        if not (value > 0 and usable.size > 1 and np.isfinite(error[column])):
+            made.append(log_interval(value, means[:, column], num_songs))
+            continue
+        below, above = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        degrees = max(1, min(num_songs - 1, int(2 * num_songs / max(kurtosis[column] - 1, 0.1))))
+        wider = student_quantile((1 + LEVEL) / 2, degrees) / student_quantile((1 + LEVEL) / 2, num_songs - 1)
+        spread = float(error[column]) * math.sqrt(num_songs / (num_songs - 1)) * wider
+        high = value * math.exp(min(-below * spread, 700.0))
+        made.append(Interval(value=value, low=value * math.exp(-above * spread), high=high))
+    return made
 
 
 def linear_interval(value: float, resampled: Float64[np.ndarray, " resample"], num_songs: int) -> Interval:

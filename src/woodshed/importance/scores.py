@@ -6,8 +6,9 @@ weighted for the focus:
 - energy = mean |g|^2, and density = energy per weight: the trace of the empirical Fisher information;
 - signal = |mean g|^2, unbiased: products of different songs only, since the square of a mean of n draws holds 1 / n of
   their noise. Noise = energy - signal: what no adapter can remove;
-- wg = mean over weights of |W * mean g| (GoRA, arXiv 2502.12171). It holds the noise of the mean gradient, less with
-  every draw.
+- wg = mean over weights of |W * mean g| (GoRA, arXiv 2502.12171). The mean of n draws holds noise, which would make
+  noisy layers look needed, the more so the fewer draws there are: so it is multiplied by the root of signal over
+  |mean g|^2, which for noise of one size in all entries takes out just that.
 
 Signal, and the uncertainty of wg, come from entries of the gradient that were sampled at random places.
 """
@@ -24,6 +25,9 @@ from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Focus, Timesteps
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.resampling import resampled_means
+
+LEAST_CLEAN = 0.01
+"""Share of a squared mean gradient that counts as signal, however noisy it is: a score has a logarithm then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class EntryScores:
         weights_at: absolute weight of each layer at the places that were sampled.
     """
 
-    def __init__(self, shapes: Sequence[LayerShape], weights_at: Sequence[Float32[np.ndarray, " entry"]]) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], weights_at: Sequence[Float32[np.ndarray, "_"]]) -> None:
         self._shapes, self._weights_at = shapes, weights_at
         ends = np.cumsum([len(weights) for weights in weights_at])
         self._columns = [slice(end - len(w), end) for end, w in zip(ends.tolist(), weights_at, strict=True)]
@@ -97,27 +101,36 @@ class EntryScores:
         return sums
 
     def wg(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
-        """Mean |W * mean g| over the sampled entries."""
-        values, resamples = [], []
+        """Mean |W * mean g| over the sampled entries, less what noise adds to it."""
+        everyone = np.ones((1, len(songs.totals)))
+        both = np.concatenate([everyone, counts])
+        pairs = _pairs(both, songs)
+        made = []
         for layer, weights in enumerate(self._weights_at):
             sums = self.song_sums(table, songs, layer)
-            values.append(float((np.abs(sums.sum(axis=0)) * weights).mean() / songs.totals.sum()))
-            resamples.append((np.abs(resampled_means(counts, sums, songs.totals)) * weights).mean(axis=1))
-        return Resampled(np.array(values), np.stack(resamples, axis=1))
+            means = resampled_means(both, sums, songs.totals)
+            clean = np.sqrt(_cleanness(_signal(both, sums, pairs), np.square(means).sum(axis=1)))
+            made.append((np.abs(means) * weights).mean(axis=1) * clean)
+        found = np.stack(made, axis=1)
+        return Resampled(found[0], found[1:])
+
+    def cleanness(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, " layer"]:
+        """Share of the squared mean gradient that is no noise."""
+        everyone = np.ones((1, len(songs.totals)))
+        pairs = _pairs(everyone, songs)
+        made = []
+        for layer in range(self.num_layers):
+            sums = self.song_sums(table, songs, layer)
+            raw = np.square(resampled_means(everyone, sums, songs.totals)).sum(axis=1)
+            made.append(float(_cleanness(_signal(everyone, sums, pairs), raw)[0]))
+        return np.array(made)
 
     def signal(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
         """|mean g|^2 over the whole layer, by products of different songs. NaN for a single song."""
-        everyone = np.ones((1, len(songs.totals)))
-        both = np.concatenate([everyone, counts])
-        pairs = np.square(both @ songs.totals) - np.square(both) @ np.square(songs.totals)
-        made = []
-        for layer, shape in enumerate(self._shapes):
-            sums = self.song_sums(table, songs, layer)
-            own = np.square(sums).sum(axis=1)
-            products = np.square(both @ sums).sum(axis=1) - np.square(both) @ own
-            with np.errstate(invalid="ignore", divide="ignore"):
-                made.append(np.where(pairs > 0, products / pairs, np.nan) * shape.num_weights / max(1, sums.shape[1]))
-        found = np.stack(made, axis=1)
+        both = np.concatenate([np.ones((1, len(songs.totals))), counts])
+        pairs = _pairs(both, songs)
+        made = [_signal(both, self.song_sums(table, songs, layer), pairs) for layer in range(self.num_layers)]
+        found = np.stack(made, axis=1) * self.scale
         return Resampled(found[0], found[1:])
 
     def rest_without(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, "song layer"]:
@@ -129,6 +142,34 @@ class EntryScores:
                 rest = (sums.sum(axis=0) - sums) / (songs.totals.sum() - songs.totals)[:, None]
                 columns.append((np.abs(rest) * weights).mean(axis=1))
         return np.stack(columns, axis=1)
+
+
+def _pairs(counts: Float64[np.ndarray, "resample song"], songs: Songs) -> Float64[np.ndarray, " resample"]:
+    """Weight of all pairs of different songs."""
+    pairs: Float64[np.ndarray, " resample"] = np.square(counts @ songs.totals) - np.square(counts) @ np.square(
+        songs.totals
+    )
+    return pairs
+
+
+def _signal(
+    counts: Float64[np.ndarray, "resample song"],
+    sums: Float64[np.ndarray, "song entry"],
+    pairs: Float64[np.ndarray, " resample"],
+) -> Float64[np.ndarray, " resample"]:
+    """Mean product of the gradients of two different songs, summed over entries; NaN where there are none."""
+    products = np.square(counts @ sums).sum(axis=1) - np.square(counts) @ np.square(sums).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, products / pairs, np.nan)
+
+
+def _cleanness(
+    signal: Float64[np.ndarray, " resample"], raw: Float64[np.ndarray, " resample"]
+) -> Float64[np.ndarray, " resample"]:
+    """Signal over the squared mean gradient, within `LEAST_CLEAN` and 1; 1 where there is one song only."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(raw > 0, signal / raw, 1.0)
+    return np.where(np.isnan(share), 1.0, np.clip(share, LEAST_CLEAN, 1.0))
 
 
 def density_without(energy: Float32[np.ndarray, "draw layer"], songs: Songs) -> Float64[np.ndarray, "song layer"]:
