@@ -93,7 +93,8 @@ class Measurer:
     def measure(self, looks: Sequence[Look]) -> None:
         """Make the passes of some looks, in batches of examples of one shape."""
         seen = [(look, example) for look in looks if (example := self._example(look)) is not None]
-        for batch in _batches(seen, self._options.batch_size if self.is_batched else 1):
+        # The order is that of batches even where examples go one by one: a resumed run cannot know yet whether they do.
+        for batch in _batches(seen, self._options.batch_size):
             self._pass([look for look, _ in batch], [example for _, example in batch])
 
     def _example(self, look: Look) -> Any:
