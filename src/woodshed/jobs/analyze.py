@@ -21,8 +21,9 @@ import torch
 from woodshed.backends.open import open_backend
 from woodshed.contracts import Observer, Predicts, Progress, Trainable
 from woodshed.errors import UsageError
-from woodshed.importance.allocation import RankRequest
+from woodshed.importance.allocation import RankRequest, allocate
 from woodshed.importance.analysis import Analysis
+from woodshed.importance.belief import Scored
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.focus import Timesteps, focus_named
@@ -130,6 +131,9 @@ def _measured(
         is_repetitive=not (timesteps.has_timesteps or examples.is_cropped or model.condition_dropout),
     )
     request = rank_request(settings)
+    # A request that no scores could fulfil is refused here, and not after the first draws.
+    shapes = layer_shapes(model.layers())
+    allocate(request, shapes, {shape.name: Scored(1.0) for shape in shapes})
     options = _measuring(settings, model, plan)
     facts = MapFacts.of(settings, folder=folder, model=model, options=options)
     for note in _header(settings, timesteps):
