@@ -11,16 +11,19 @@ import dataclasses
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 import torch
+from safetensors import SafetensorError
 
 from woodshed.backends.open import open_backend
 from woodshed.contracts import Observer, Predicts, Progress, Trainable
-from woodshed.errors import UsageError
+from woodshed.errors import StoreError, UsageError
 from woodshed.importance.allocation import RankRequest, allocate
 from woodshed.importance.analysis import Analysis
 from woodshed.importance.belief import Scored
@@ -120,6 +123,7 @@ def _measured(
     assert folder is not None
     model = _model(settings, observer)
     examples = FolderExamples(folder, model, crop_s=settings.crop_s, seed=settings.seed)
+    reference = _reference(settings, model, examples)
     timesteps = Timesteps(model, focus_named(settings.timestep_focus))
     plan = plan_looks(
         len(examples),
@@ -135,6 +139,8 @@ def _measured(
     shapes = layer_shapes(model.layers())
     allocate(request, shapes, {shape.name: Scored(1.0) for shape in shapes})
     options = _measuring(settings, model, plan)
+    # Of the reference no mean gradients are kept.
+    plain = dataclasses.replace(options, mean_gradients="none", sensitivity=False)
     facts = MapFacts.of(settings, folder=folder, model=model, options=options)
     for note in _header(settings, timesteps):
         observer.message(note)
@@ -146,7 +152,7 @@ def _measured(
     work = output.parent / f".{output.name}-{fingerprint_of(facts)[:12]}"
     analysis = Analysis(
         _measurer(model, examples, work / "data", timesteps, options),
-        _reference(settings, model, examples, work / "reference", timesteps, options),
+        None if reference is None else _measurer(model, reference, work / "reference", timesteps, plain),
         plan=plan,
         timesteps=timesteps,
         request=request,
@@ -155,7 +161,7 @@ def _measured(
     )
     if analysis.measurer.table.num_looks:
         observer.message(f"going on after {analysis.measurer.table.num_looks} looks of an earlier run")
-    with StopSignals() as stopped, PeakMemory(device_of(model)) as peak:
+    with _disk_told(output), StopSignals() as stopped, PeakMemory(device_of(model)) as peak:
         is_done = analysis.run(
             progress=lambda done: observer.progress(_progress(plan, done, settings.crop_s, started)),
             is_stopped=stopped,
@@ -173,7 +179,8 @@ def _measured(
     found = findings(analysis, reference_kind=_reference_name(settings), is_paired=_is_paired(settings))
     made = made_map(facts, found, analysis)
     # The draws first: a map without its draws has lost something, draws without a map are written over.
-    save_draws(draws_path(output), analysis)
+    with _disk_told(output):
+        save_draws(draws_path(output), analysis)
     write_map(output, made)
     shutil.rmtree(work, ignore_errors=True)
     return AnalyzeReport(
@@ -188,6 +195,24 @@ def _measured(
         notes=(*ahead.notes, *found.allocation.notes),
         next_steps=(f"woodshed analyze --from-map {shlex.quote(str(output))} --rank 32 --output other_map.json",),
     )
+
+
+@contextmanager
+def _disk_told(output: Path) -> Iterator[None]:
+    """Says where the disk refused, which neither a file that is appended to nor safetensors does.
+
+    Raises:
+        StoreError: it did.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise StoreError(
+            f"cannot write the draws of {output}: {reason}",
+            hint="free some space and run the same command again: what is measured is kept; or --output puts map and "
+            "draws elsewhere",
+        ) from error
 
 
 def rank_request(settings: AnalyzeSettings) -> RankRequest:
@@ -279,24 +304,16 @@ def _measurer(model: Trainable, examples: Examples, folder: Path, timesteps: Tim
     return Measurer(model, examples, table, timesteps, options)
 
 
-def _reference(
-    settings: AnalyzeSettings,
-    model: Trainable,
-    examples: FolderExamples,
-    folder: Path,
-    timesteps: Timesteps,
-    options: Measuring,
-) -> Measurer | None:
-    """Of what the data is held against; of it no mean gradients are kept."""
+def _reference(settings: AnalyzeSettings, model: Trainable, examples: FolderExamples) -> Examples | None:
+    """What the data is held against."""
     if settings.reference is None:
         return None
-    plain = dataclasses.replace(options, mean_gradients="none", sensitivity=False)
     if settings.reference == "silence":
-        return _measurer(model, SilentExamples(examples, model), folder, timesteps, plain)
+        return SilentExamples(examples, model)
     if settings.reference == "permuted":
-        return _measurer(model, PermutedExamples(examples, model, seed=settings.seed), folder, timesteps, plain)
+        return PermutedExamples(examples, model, seed=settings.seed)
     other = FolderExamples(Path(settings.reference), model, crop_s=settings.crop_s, seed=settings.seed)
-    return _measurer(model, Cycled(other, len(examples)), folder, timesteps, plain)
+    return Cycled(other, len(examples))
 
 
 def _is_paired(settings: AnalyzeSettings) -> bool:
