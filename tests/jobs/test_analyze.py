@@ -172,7 +172,7 @@ def test_a_song_that_cannot_be_looked_at_is_told_and_the_others_are_used(tmp_pat
 def test_without_one_good_song_there_is_no_map(tmp_path: Path) -> None:
     latents = encoded(tmp_path, count=2)
     spoil(latents, "song")
-    with pytest.raises(UsageError, match="not one song can be looked at: .*finite"):
+    with pytest.raises(UsageError, match=r"not one song can be looked at: .*finite"):
         analyze(latents)
     assert not (latents / "fisher_map.json").exists()
     assert hidden(latents) == []
@@ -225,7 +225,7 @@ def test_ranks_that_cannot_be_given_are_refused_before_anything_is_measured(
 ) -> None:
     wanted = {"floors": (floor,)} if floor.startswith("nothing") else {"budget_params": 1000}
     heard = Heard()
-    with pytest.raises(UsageError, match="no layer is of|more than the budget"):
+    with pytest.raises(UsageError, match=r"no layer is of|more than the budget"):
         analyze(latents, heard, output=tmp_path / "map.json", **wanted)
     assert list(tmp_path.iterdir()) == []
     assert not any("draws of" in message for message in heard.messages)
