@@ -47,7 +47,7 @@ _REASONS = {
     "stable": "stable: ranks stayed put for {patience} checks, and scores are known well enough",
     "budget of passes used": "budget of passes used, before the ranks were stable: more --runs would tell more",
     "not converged": "not converged: the ranks were still moving, so take them with care",
-    "fixed": "after the number of passes that was asked for",
+    "fixed": "every song was looked at, and a second look would show nothing new",
 }
 _PLACES = {
     "memory": "kept whole, in the memory beside the model",

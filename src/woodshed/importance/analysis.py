@@ -21,12 +21,12 @@ from woodshed.importance.focus import Timesteps
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.looks import LookPlan, looks
 from woodshed.importance.measuring import Measurer, exact_wg, spectra
-from woodshed.importance.resampling import relative_errors, song_counts
+from woodshed.importance.resampling import draw_error, relative_errors, song_counts
 from woodshed.importance.scores import EntryScores, Resampled, Songs, energy_scores, songs_of
 from woodshed.importance.sidestep_rule import effective_rank
 from woodshed.importance.spectrum import Spectrum
 
-CHECK_RESAMPLES = 100
+CHECK_RESAMPLES = 50
 COMMIT_EVERY_S = 20.0
 
 
@@ -119,6 +119,8 @@ class Analysis:
 
     @property
     def reason(self) -> Reason:
+        if self.plan.is_repetitive and not self.is_stable:
+            return "fixed"
         return self.checks.reason(is_stable=self.is_stable, is_counted=self.plan.is_counted)
 
     def scoring(self, *, resamples: int, with_signal: bool = True, with_spectra: bool = True) -> Scoring:
@@ -134,8 +136,9 @@ class Analysis:
             values = np.array(exact) * np.sqrt(self.entries.cleanness(table, songs))
             with np.errstate(invalid="ignore", divide="ignore"):
                 scale = np.where(wg.values > 0, values / wg.values, 1.0)
-            wg = Resampled(values, wg.resamples * scale)
-        nothing = Resampled(np.full(len(weights), np.nan), np.full((resamples, len(weights)), np.nan))
+            wg = Resampled(values, wg.resamples * scale, wg.halves * scale)
+        missing = np.full((resamples + 3, len(weights)), np.nan)
+        nothing = Resampled(missing[0], missing[3:], missing[1:3])
         signal = self.entries.signal(table, songs, counts) if with_signal else nothing
         made = None
         if with_spectra:
@@ -145,7 +148,7 @@ class Analysis:
             songs=songs,
             counts=counts,
             energy=energy,
-            density=Resampled(energy.values / weights, energy.resamples / weights),
+            density=Resampled(energy.values / weights, energy.resamples / weights, energy.halves / weights),
             wg=wg,
             signal=signal,
             spectra=made,
@@ -182,10 +185,7 @@ class Analysis:
         is_spectral = self.request.score == "spectrum"
         scoring = self.scoring(resamples=CHECK_RESAMPLES, with_signal=is_spectral, with_spectra=is_spectral)
         score = "density" if self.request.rule == "sidestep" else self.request.score
-        errors = relative_errors(scoring.of(score).resamples, len(scoring.songs.items))
-        finite = errors[np.isfinite(errors)]
-        error = float(np.median(finite)) if finite.size else np.inf
-        self.is_stable = self.checks.add(self.allocation(scoring).ranks, error)
+        self.is_stable = self.checks.add(self.allocation(scoring).ranks, draw_error(scoring.of(score).halves))
 
     def _commit(self) -> None:
         table = self.measurer.table

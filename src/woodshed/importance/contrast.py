@@ -21,7 +21,7 @@ from woodshed.chance import generator
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Timesteps
 from woodshed.importance.resampling import spearman
-from woodshed.importance.scores import EntryScores, Songs, energy_scores, songs_of
+from woodshed.importance.scores import EntryScores, energy_scores, songs_of
 
 RELABELLINGS = 999
 SPECIFIC_P = 0.05
@@ -59,7 +59,7 @@ def contrast(
     songs = [songs_of(table, timesteps, timesteps.asked) for table in (data, reference)]
     if is_paired:
         common, *places = np.intersect1d(songs[0].items, songs[1].items, return_indices=True)
-        songs = [_kept(each, place) for each, place in zip(songs, places, strict=True)]
+        songs = [each.only(place) for each, place in zip(songs, places, strict=True)]
         labels = _swapped(len(common), seed)
     else:
         labels = _shuffled(len(songs[0].items), len(songs[1].items), seed)
@@ -115,10 +115,6 @@ def halves_correlation(
         if np.isfinite(first).all() and np.isfinite(second).all():
             found.append(spearman(first, second))
     return float(np.mean(found)) if found else 0.0
-
-
-def _kept(songs: Songs, places: Float64[np.ndarray, " song"]) -> Songs:
-    return Songs(weights=songs.weights, members=songs.members[places], items=songs.items[places])
 
 
 def _swapped(num_songs: int, seed: int) -> Float64[np.ndarray, "labelling song"]:

@@ -2,7 +2,8 @@
 
 What is decided are ranks. They stay put if, over the last so many checks, the share of the adapters' parameters that
 would lie elsewhere is small. Uncertain scores give flat ranks, which stay put as well: so the standard error of the
-scores has to be small, too.
+scores has to be small, too. That is the error which more draws of the same songs could lessen; what other songs would
+change stands in the intervals, and no number of draws lessens it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Checks:
 
     Args:
         patience: checks that ranks must stay put for.
-        max_relative_error: of the scores, median over layers.
+        max_relative_error: of the scores by their draws, median over layers.
     """
 
     shapes: Sequence[LayerShape]

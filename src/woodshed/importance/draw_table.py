@@ -41,6 +41,7 @@ class DrawTable:
         self.items: list[int] = []
         self.numbers: list[int] = []
         """Of the look that each draw was."""
+        self.visits: list[int] = []
         self.timesteps: list[float | None] = []
         self._energy: list[Float32[np.ndarray, " layer"]] = []
         self._sensitivity: list[Float32[np.ndarray, " layer"] | None] = []
@@ -76,11 +77,15 @@ class DrawTable:
         rows = np.array([row for row, _ in kept], np.int64)
         return rows, np.stack([v for _, v in kept]) if kept else np.zeros((0, self.num_layers), np.float32)
 
-    def entries(self) -> Float32[np.ndarray, "draw entry"]:
-        """Sampled entries of all gradients, read from disk where they are looked at."""
-        if not len(self) or not self.num_entries:
-            return np.zeros((len(self), self.num_entries), np.float32)
-        return np.memmap(self.folder / ENTRIES, np.float32, mode="r", shape=(len(self), self.num_entries))
+    def entries(self, columns: slice) -> Float32[np.ndarray, "draw entry"]:
+        """Sampled entries of the gradients, read from disk: all of them would take too much memory."""
+        start, stop, _ = columns.indices(self.num_entries)
+        rows = np.empty((len(self), stop - start), np.float32)
+        with (self.folder / ENTRIES).open("rb", buffering=0) as file:
+            for row in range(len(rows)):
+                file.seek(4 * (row * self.num_entries + start))
+                file.readinto(rows[row].data)
+        return rows
 
     def add(
         self,
@@ -104,6 +109,7 @@ class DrawTable:
         for place, look in enumerate(looks):
             self.items.append(songs[place])
             self.numbers.append(look.number)
+            self.visits.append(look.visit)
             self.timesteps.append(look.draw.timestep)
             self._energy.append(energy[place].numpy())
             found = sensitivity.get(place)
@@ -120,7 +126,7 @@ class DrawTable:
         num_draws = sum(number < num_looks for number in self.numbers)
         if num_draws < len(self) and self.sums:
             raise ValueError("sums of gradients cannot be cut")
-        for rows in (self.items, self.numbers, self.timesteps, self._energy, self._sensitivity):
+        for rows in (self.items, self.numbers, self.visits, self.timesteps, self._energy, self._sensitivity):
             del rows[num_draws:]
         self.num_looks = min(self.num_looks, num_looks)
         os.truncate(self.folder / ENTRIES, 4 * num_draws * self.num_entries)
@@ -136,6 +142,7 @@ class DrawTable:
             {
                 "items": torch.tensor(self.items, dtype=torch.int64),
                 "numbers": torch.tensor(self.numbers, dtype=torch.int64),
+                "visits": torch.tensor(self.visits, dtype=torch.int64),
                 "timesteps": torch.tensor(times, dtype=torch.float64),
                 "energy": torch.from_numpy(self.energy),
                 "sensitivity_rows": torch.from_numpy(rows),
@@ -159,7 +166,7 @@ class DrawTable:
             raise StoreError(f"{entries} is shorter than {file.name} says", hint=f"remove {self.folder} and start anew")
         os.truncate(entries, wanted)
         self.sums = {name.removeprefix(_SUM): values for name, values in found.items() if name.startswith(_SUM)}
-        self.items, self.numbers = found["items"].tolist(), found["numbers"].tolist()
+        self.items, self.numbers, self.visits = (found[name].tolist() for name in ("items", "numbers", "visits"))
         self.timesteps = [None if np.isnan(t) else t for t in found["timesteps"].tolist()]
         self._energy = list(found["energy"].numpy())
         measured = dict(zip(found["sensitivity_rows"].tolist(), found["sensitivity"].numpy(), strict=True))

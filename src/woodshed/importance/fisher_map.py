@@ -155,7 +155,7 @@ class Convergence(_Part):
     num_checks: int
     patience: int
     moved: list[float] = Field(description="Share of the ranks' parameters that moved, check by check.")
-    relative_se: list[RelativeError] = Field(description="Median over layers, check by check.")
+    relative_se: list[RelativeError] = Field(description="Of scores by their draws, songs aside, check by check.")
     max_relative_se: float
 
 

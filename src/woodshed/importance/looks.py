@@ -44,6 +44,8 @@ class LookPlan:
     antithetic: bool
     condition_dropout: float
     seed: int
+    is_repetitive: bool = False
+    """Whether every song is looked at once, as a second look shows nothing new."""
     is_counted: bool = False
     """Whether somebody said how many rounds there are."""
 
@@ -86,6 +88,7 @@ def plan_looks(
         condition_dropout=condition_dropout,
         seed=seed,
         is_counted=runs is not None,
+        is_repetitive=is_repetitive,
     )
 
 

@@ -150,6 +150,20 @@ def relative_errors(resampled: Float64[np.ndarray, "resample layer"], num_songs:
     return errors
 
 
+def draw_error(halves: Float64[np.ndarray, "2 layer"]) -> float:
+    """What more draws of the same songs could still change: relative standard error of a score, median over layers.
+
+    The mean of two independent halves has half the standard deviation of their difference; 0.6745 is the median of
+    |z| for a standard normal z. Infinite where a half is missing.
+    """
+    usable = np.isfinite(halves).all(axis=0) & (halves > 0).all(axis=0)
+    if not usable.any():
+        return math.inf
+    logs = np.log(halves[:, usable])
+    gaps = logs[0] - logs[1]
+    return float(np.median(np.abs(gaps - gaps.mean()))) / 2 / 0.6745
+
+
 def spearman(a: Float64[np.ndarray, " layer"], b: Float64[np.ndarray, " layer"]) -> float:
     """Rank correlation; ties share their mean rank. 0 where one side does not vary.
 

@@ -36,31 +36,44 @@ class Resampled:
 
     values: Float64[np.ndarray, " layer"]
     resamples: Float64[np.ndarray, "resample layer"]
+    halves: Float64[np.ndarray, "2 layer"]
+    """From every other draw of each song, and from the rest: they differ by what draws leave open, songs aside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Songs:
     """The draws of a run by song, weighted for a focus."""
 
-    weights: Float64[np.ndarray, " draw"]
-    members: Float64[np.ndarray, "song draw"]
-    """Weight of each draw in its song's row, 0 elsewhere: products with it are sums by song."""
+    halves: Float64[np.ndarray, "2 song draw"]
+    """Weight of each draw in its song's row, 0 elsewhere, in one of two halves: products are sums by song."""
     items: Int64[np.ndarray, " song"]
     """Which item of the data set each song is."""
 
     @property
+    def members(self) -> Float64[np.ndarray, "song draw"]:
+        """Of both halves."""
+        members: Float64[np.ndarray, "song draw"] = self.halves.sum(axis=0)
+        return members
+
+    @property
     def totals(self) -> Float64[np.ndarray, " song"]:
-        totals: Float64[np.ndarray, " song"] = self.members.sum(axis=1)
+        """Weight of each song."""
+        totals: Float64[np.ndarray, " song"] = self.halves.sum(axis=(0, 2))
         return totals
+
+    def only(self, places: Int64[np.ndarray, " kept"]) -> Songs:
+        """Some of the songs, with all draws."""
+        return Songs(halves=self.halves[:, places], items=self.items[places])
 
 
 def songs_of(table: DrawTable, timesteps: Timesteps, focus: Focus) -> Songs:
     """Draws so far, by song."""
     items, places = np.unique(np.array(table.items, np.int64), return_inverse=True)
     weights = timesteps.weights(table.timesteps, focus)
-    members = np.zeros((len(items), len(weights)))
-    members[places, np.arange(len(weights))] = weights
-    return Songs(weights=weights, members=members, items=items)
+    halves = np.zeros((2, len(items), len(weights)))
+    # Antithetic twins are of one visit and so of one half: they are no independent draws.
+    halves[np.array(table.visits, np.int64) % 2, places, np.arange(len(weights))] = weights
+    return Songs(halves=halves, items=items)
 
 
 def energy_scores(
@@ -69,7 +82,10 @@ def energy_scores(
     """Mean squared norms of the gradients."""
     sums = songs.members @ energy.astype(np.float64)
     values = sums.sum(axis=0) / songs.totals.sum()
-    return Resampled(values, resampled_means(counts, sums, songs.totals))
+    by_half = songs.halves.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        halves = (by_half @ energy.astype(np.float64)) / by_half.sum(axis=1, keepdims=True)
+    return Resampled(values, resampled_means(counts, sums, songs.totals), halves)
 
 
 class EntryScores:
@@ -97,41 +113,46 @@ class EntryScores:
 
     def song_sums(self, table: DrawTable, songs: Songs, layer: int) -> Float64[np.ndarray, "song entry"]:
         """Weighted sums by song of one layer's entries."""
-        sums: Float64[np.ndarray, "song entry"] = songs.members @ table.entries()[:, self._columns[layer]]
+        sums: Float64[np.ndarray, "song entry"] = songs.members @ table.entries(self._columns[layer])
         return sums
 
     def wg(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
         """Mean |W * mean g| over the sampled entries, less what noise adds to it."""
-        everyone = np.ones((1, len(songs.totals)))
-        both = np.concatenate([everyone, counts])
-        pairs = _pairs(both, songs)
-        made = []
+        both = np.concatenate([np.ones((1, len(songs.totals))), counts])
+        made, halves = [], []
         for layer, weights in enumerate(self._weights_at):
-            sums = self.song_sums(table, songs, layer)
-            means = resampled_means(both, sums, songs.totals)
-            clean = np.sqrt(_cleanness(_signal(both, sums, pairs), np.square(means).sum(axis=1)))
-            made.append((np.abs(means) * weights).mean(axis=1) * clean)
+            by_half = songs.halves @ table.entries(self._columns[layer])
+            made.append(_wg(both, by_half.sum(axis=0), songs.totals, weights))
+            halves.append(
+                [
+                    _wg(both[:1], sums, shares.sum(axis=1), weights)[0]
+                    for sums, shares in zip(by_half, songs.halves, strict=True)
+                ]
+            )
         found = np.stack(made, axis=1)
-        return Resampled(found[0], found[1:])
+        return Resampled(found[0], found[1:], np.array(halves).T)
 
     def cleanness(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, " layer"]:
         """Share of the squared mean gradient that is no noise."""
         everyone = np.ones((1, len(songs.totals)))
-        pairs = _pairs(everyone, songs)
-        made = []
-        for layer in range(self.num_layers):
-            sums = self.song_sums(table, songs, layer)
-            raw = np.square(resampled_means(everyone, sums, songs.totals)).sum(axis=1)
-            made.append(float(_cleanness(_signal(everyone, sums, pairs), raw)[0]))
-        return np.array(made)
+        sums = (self.song_sums(table, songs, layer) for layer in range(self.num_layers))
+        return np.array([float(_cleanness(everyone, layer_sums, songs.totals)[0]) for layer_sums in sums])
 
     def signal(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
         """|mean g|^2 over the whole layer, by products of different songs. NaN for a single song."""
         both = np.concatenate([np.ones((1, len(songs.totals))), counts])
-        pairs = _pairs(both, songs)
-        made = [_signal(both, self.song_sums(table, songs, layer), pairs) for layer in range(self.num_layers)]
+        made, halves = [], []
+        for layer in range(self.num_layers):
+            by_half = songs.halves @ table.entries(self._columns[layer])
+            made.append(_signal(both, by_half.sum(axis=0), songs.totals))
+            halves.append(
+                [
+                    _signal(both[:1], sums, shares.sum(axis=1))[0]
+                    for sums, shares in zip(by_half, songs.halves, strict=True)
+                ]
+            )
         found = np.stack(made, axis=1) * self.scale
-        return Resampled(found[0], found[1:])
+        return Resampled(found[0], found[1:], np.array(halves).T * self.scale)
 
     def rest_without(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, "song layer"]:
         """wg of the data without each of its songs."""
@@ -144,31 +165,42 @@ class EntryScores:
         return np.stack(columns, axis=1)
 
 
-def _pairs(counts: Float64[np.ndarray, "resample song"], songs: Songs) -> Float64[np.ndarray, " resample"]:
-    """Weight of all pairs of different songs."""
-    pairs: Float64[np.ndarray, " resample"] = np.square(counts @ songs.totals) - np.square(counts) @ np.square(
-        songs.totals
-    )
-    return pairs
+def _wg(
+    counts: Float64[np.ndarray, "resample song"],
+    sums: Float64[np.ndarray, "song entry"],
+    totals: Float64[np.ndarray, " song"],
+    weights: Float32[np.ndarray, " entry"],
+) -> Float64[np.ndarray, " resample"]:
+    means = np.abs(resampled_means(counts, sums, totals))
+    found: Float64[np.ndarray, " resample"] = (means @ weights.astype(np.float64)) / len(weights)
+    found *= np.sqrt(_cleanness(counts, sums, totals))
+    return found
 
 
 def _signal(
     counts: Float64[np.ndarray, "resample song"],
     sums: Float64[np.ndarray, "song entry"],
-    pairs: Float64[np.ndarray, " resample"],
+    totals: Float64[np.ndarray, " song"],
 ) -> Float64[np.ndarray, " resample"]:
     """Mean product of the gradients of two different songs, summed over entries; NaN where there are none."""
-    products = np.square(counts @ sums).sum(axis=1) - np.square(counts) @ np.square(sums).sum(axis=1)
+    pairs = np.square(counts @ totals) - np.square(counts) @ np.square(totals)
+    # By the songs' inner products: entries are many, songs are few.
+    kernel = sums @ sums.T
+    products = ((counts @ kernel) * counts).sum(axis=1) - np.square(counts) @ np.diag(kernel)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(pairs > 0, products / pairs, np.nan)
 
 
 def _cleanness(
-    signal: Float64[np.ndarray, " resample"], raw: Float64[np.ndarray, " resample"]
+    counts: Float64[np.ndarray, "resample song"],
+    sums: Float64[np.ndarray, "song entry"],
+    totals: Float64[np.ndarray, " song"],
 ) -> Float64[np.ndarray, " resample"]:
     """Signal over the squared mean gradient, within `LEAST_CLEAN` and 1; 1 where there is one song only."""
+    raw = ((counts @ (sums @ sums.T)) * counts).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(raw > 0, signal / raw, 1.0)
+        raw = raw / np.square(counts @ totals)
+        share = np.where(raw > 0, _signal(counts, sums, totals) / raw, 1.0)
     return np.where(np.isnan(share), 1.0, np.clip(share, LEAST_CLEAN, 1.0))
 
 

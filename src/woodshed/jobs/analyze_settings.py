@@ -138,10 +138,11 @@ class AnalyzeSettings(Settings):
         default=5, ge=1, description="Stop when the ranks have stayed put for so many checks."
     )
     max_relative_error: float = Field(
-        default=0.1,
+        default=0.2,
         gt=0,
         allow_inf_nan=False,
-        description="And the relative standard error of the scores, median over layers, is at most this.",
+        description="And the part of the scores' relative standard error that more draws could lessen (median over layers) "
+        "is at most this.",
     )
     runs: int | None = Field(
         default=None, ge=1, description="Rounds over the songs at most; unset: until about 600 draws are made."
