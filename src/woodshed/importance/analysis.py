@@ -130,13 +130,8 @@ class Analysis:
         counts = song_counts(len(songs.items), seed=self.plan.seed, resamples=resamples)
         energy = energy_scores(table.energy, songs, counts)
         weights = np.array([shape.num_weights for shape in self.shapes])
-        wg = self.entries.wg(table, songs, counts)
         exact = exact_wg(self.measurer, total_weight=float(songs.totals.sum()))
-        if exact is not None:
-            values = np.array(exact) * np.sqrt(self.entries.cleanness(table, songs))
-            with np.errstate(invalid="ignore", divide="ignore"):
-                scale = np.where(wg.values > 0, values / wg.values, 1.0)
-            wg = Resampled(values, wg.resamples * scale, wg.halves * scale)
+        wg = self.entries.wg(table, songs, counts, exact=None if exact is None else np.array(exact))
         missing = np.full((resamples + 3, len(weights)), np.nan)
         nothing = Resampled(missing[0], missing[3:], missing[1:3])
         signal = self.entries.signal(table, songs, counts) if with_signal else nothing

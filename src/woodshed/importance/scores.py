@@ -116,27 +116,34 @@ class EntryScores:
         sums: Float64[np.ndarray, "song entry"] = songs.members @ table.entries(self._columns[layer])
         return sums
 
-    def wg(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
-        """Mean |W * mean g| over the sampled entries, less what noise adds to it."""
-        both = np.concatenate([np.ones((1, len(songs.totals))), counts])
+    def wg(
+        self,
+        table: DrawTable,
+        songs: Songs,
+        counts: Float64[np.ndarray, "resample song"],
+        *,
+        exact: Float64[np.ndarray, " layer"] | None = None,
+    ) -> Resampled:
+        """Mean |W * mean g|, less what noise adds to it.
+
+        Args:
+            exact: the mean over all weights, where it is known, noise included; else it is that of the sampled entries.
+        """
+        everyone = np.ones((1, len(songs.totals)))
+        both = np.concatenate([everyone, counts])
         made, halves = [], []
         for layer, weights in enumerate(self._weights_at):
             by_half = songs.halves @ table.entries(self._columns[layer])
-            made.append(_wg(both, by_half.sum(axis=0), songs.totals, weights))
-            halves.append(
-                [
-                    _wg(both[:1], sums, shares.sum(axis=1), weights)[0]
-                    for sums, shares in zip(by_half, songs.halves, strict=True)
-                ]
-            )
+            sums = by_half.sum(axis=0)
+            scale = 1.0
+            if exact is not None:
+                sampled = float(_plain_wg(everyone, sums, songs.totals, weights)[0])
+                scale = float(exact[layer]) / sampled if sampled > 0 else 1.0
+            made.append(_wg(both, sums, songs.totals, weights) * scale)
+            sides = zip(by_half, songs.halves.sum(axis=2), strict=True)
+            halves.append([_wg(everyone, half, totals, weights)[0] * scale for half, totals in sides])
         found = np.stack(made, axis=1)
         return Resampled(found[0], found[1:], np.array(halves).T)
-
-    def cleanness(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, " layer"]:
-        """Share of the squared mean gradient that is no noise."""
-        everyone = np.ones((1, len(songs.totals)))
-        sums = (self.song_sums(table, songs, layer) for layer in range(self.num_layers))
-        return np.array([float(_cleanness(everyone, layer_sums, songs.totals)[0]) for layer_sums in sums])
 
     def signal(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
         """|mean g|^2 over the whole layer, by products of different songs. NaN for a single song."""
@@ -145,12 +152,8 @@ class EntryScores:
         for layer in range(self.num_layers):
             by_half = songs.halves @ table.entries(self._columns[layer])
             made.append(_signal(both, by_half.sum(axis=0), songs.totals))
-            halves.append(
-                [
-                    _signal(both[:1], sums, shares.sum(axis=1))[0]
-                    for sums, shares in zip(by_half, songs.halves, strict=True)
-                ]
-            )
+            sides = zip(by_half, songs.halves.sum(axis=2), strict=True)
+            halves.append([_signal(both[:1], half, totals)[0] for half, totals in sides])
         found = np.stack(made, axis=1) * self.scale
         return Resampled(found[0], found[1:], np.array(halves).T * self.scale)
 
@@ -165,16 +168,27 @@ class EntryScores:
         return np.stack(columns, axis=1)
 
 
-def _wg(
+def _plain_wg(
     counts: Float64[np.ndarray, "resample song"],
     sums: Float64[np.ndarray, "song entry"],
     totals: Float64[np.ndarray, " song"],
     weights: Float32[np.ndarray, " entry"],
 ) -> Float64[np.ndarray, " resample"]:
     means = np.abs(resampled_means(counts, sums, totals))
-    found: Float64[np.ndarray, " resample"] = (means @ weights.astype(np.float64)) / len(weights)
-    found *= np.sqrt(_cleanness(counts, sums, totals))
-    return found
+    plain: Float64[np.ndarray, " resample"] = (means @ weights.astype(np.float64)) / len(weights)
+    return plain
+
+
+def _wg(
+    counts: Float64[np.ndarray, "resample song"],
+    sums: Float64[np.ndarray, "song entry"],
+    totals: Float64[np.ndarray, " song"],
+    weights: Float32[np.ndarray, " entry"],
+) -> Float64[np.ndarray, " resample"]:
+    """Without what noise adds."""
+    clean: Float64[np.ndarray, " resample"] = np.sqrt(_cleanness(counts, sums, totals))
+    clean *= _plain_wg(counts, sums, totals, weights)
+    return clean
 
 
 def _signal(

@@ -141,8 +141,8 @@ class AnalyzeSettings(Settings):
         default=0.2,
         gt=0,
         allow_inf_nan=False,
-        description="And the part of the scores' relative standard error that more draws could lessen (median over layers) "
-        "is at most this.",
+        description="And what more draws could still change of the scores, as a relative standard error (median over "
+        "layers), is at most this.",
     )
     runs: int | None = Field(
         default=None, ge=1, description="Rounds over the songs at most; unset: until about 600 draws are made."
