@@ -15,19 +15,22 @@ from woodshed.backends.noise import noise
 from woodshed.contracts import Draw
 from woodshed.errors import ItemError
 
-LATENTS, WIDTH, BLOCKS = 64, 48, 2
+LATENTS, WIDTH = 64, 48
+SHARES = (1.0, 0.2)
+"""How much each block says: gradients, and so ranks, differ by it."""
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
         super().__init__()
+        self.share = share
         self.up_proj = nn.Linear(WIDTH, 2 * WIDTH)
         self.gate_proj = nn.Linear(WIDTH, 2 * WIDTH)
         self.down_proj = nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         said: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return x + said
+        return x + self.share * said
 
 
 class Denoiser(nn.Module):
@@ -38,7 +41,7 @@ class Denoiser(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             self.into = nn.Linear(LATENTS + 1, WIDTH)
-            self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+            self.blocks = nn.ModuleList(Block(share) for share in SHARES)
             self.out = nn.Linear(WIDTH, LATENTS)
         self.requires_grad_(False)
         for layer in self.layers().values():

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from woodshed.errors import UsageError
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.complaints import checked, closest
+from woodshed.jobs.remember_settings import RememberSettings
 from woodshed.jobs.settings import (
     DEFAULT_MODEL,
     MAX_WINDOW_S,
@@ -32,6 +34,8 @@ ALL: tuple[type[Settings], ...] = (
     VerifySettings,
     DemoSettings,
     SongsSettings,
+    AnalyzeSettings,
+    RememberSettings,
 )
 
 
