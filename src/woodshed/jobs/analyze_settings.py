@@ -156,9 +156,7 @@ class AnalyzeSettings(Settings):
         allow_inf_nan=False,
         description="Seconds of a song that one draw looks at, anywhere in it; 0: whole songs.",
     )
-    antithetic: bool = Field(
-        default=False, description="Draw noise in pairs of opposite sign: two draws that together vary less."
-    )
+    antithetic: bool = Field(default=False, description="Draw noise in pairs of opposite sign.")
     sensitivity: bool = Field(
         default=True,
         description="Measure as well what the output reacts to: a warning of what adapting may forget. Every fourth "
