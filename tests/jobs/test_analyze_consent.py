@@ -135,6 +135,23 @@ def test_a_reference_of_silence_needs_a_model_that_knows_it(
     assert "does not know how silence is encoded" in refused(capfd, *WORDS, *words)
 
 
+@pytest.mark.xfail(strict=True, reason="OwnModel does not pass `silent` on")
+def test_a_model_of_ones_own_may_know_silence(latents: Path, tmp_path: Path) -> None:
+    """As the guide says."""
+    (tmp_path / "hushed.py").write_text(
+        "from tests.jobs.denoiser import Denoiser\n\n\n"
+        "class Hushed(Denoiser):\n"
+        "    def silent(self, example):\n"
+        "        return 0 * example\n"
+    )
+    made = analyze(
+        latents, backend=f"{tmp_path / 'hushed.py'}:Hushed", reference="silence", output=tmp_path / "map.json"
+    ).map
+    assert made.woodshed is not None
+    assert made.woodshed.reference is not None
+    assert made.woodshed.reference.kind == "silence"
+
+
 def test_a_read_only_folder_is_refused_by_name(
     read_only: Callable[[Path], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
