@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,6 +183,33 @@ def test_a_full_disk_is_told_and_the_old_map_stays(
     assert main(words) == 0
     assert main([*words[:-3], "--output", str(tmp_path / "map.json")]) == 0
     assert there.read_bytes() == (tmp_path / "map.json").read_bytes()
+
+
+def test_a_second_analysis_of_the_same_waits(latents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their draws would get mixed up. One with another seed is another analysis."""
+    script = (
+        "import sys, time\n"
+        "from woodshed.cli.main import main\n"
+        "from woodshed.importance.analysis import Analysis\n"
+        "def run(self, **_):\n"
+        "    print('here', flush=True)\n"
+        "    time.sleep(600)\n"
+        "Analysis.run = run\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = [*WORDS, "--dataset-dir", str(latents), "--output", str(tmp_path / "map.json")]
+    with subprocess.Popen([sys.executable, "-c", script, *words], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "here\n"
+            error = refused(capfd, *words, code=1)
+            assert "another run is writing to" in error
+            assert f"process {first.pid}" in error
+            assert main([*words, "--seed", "1"]) == 0
+        finally:
+            first.kill()
+    assert main([*words, "--yes"]) == 0
+    assert hidden(tmp_path) == []
 
 
 def test_a_file_in_the_way_of_the_output_folder(

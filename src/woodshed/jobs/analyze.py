@@ -12,7 +12,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,7 @@ from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, AnalyzeStop
 from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.model import pick_device
 from woodshed.run.stopping import StopSignals
+from woodshed.store.folder import HOME, Lock
 
 MAP_NAME = "fisher_map.json"
 NEEDS_CHECKPOINT = ("acestep", "stable-audio")
@@ -112,11 +113,12 @@ def run(
         raise UsageError(f"{output} exists", hint="--yes writes over it, --output puts the map elsewhere")
     if settings.from_map is not None:
         return ranks_from_map(settings, rank_request(settings), output)
-    return _measured(settings, output, observer)
+    with ExitStack() as held:
+        return _measured(settings, output, observer, held)
 
 
 def _measured(
-    settings: AnalyzeSettings, output: Path, observer: Observer
+    settings: AnalyzeSettings, output: Path, observer: Observer, held: ExitStack
 ) -> AnalyzeReport | AnalyzePlan | AnalyzeStopped:
     started = time.monotonic()
     folder = settings.dataset_dir
@@ -150,6 +152,7 @@ def _measured(
     if settings.dry_run:
         return planned
     work = output.parent / f".{output.name}-{fingerprint_of(facts)[:12]}"
+    held.enter_context(_alone_in(work, output))
     analysis = Analysis(
         _measurer(model, examples, work / "data", timesteps, options),
         None if reference is None else _measurer(model, reference, work / "reference", timesteps, plain),
@@ -195,6 +198,22 @@ def _measured(
         notes=(*ahead.notes, *found.allocation.notes),
         next_steps=(f"woodshed analyze --from-map {shlex.quote(str(output))} --rank 32 --output other_map.json",),
     )
+
+
+@contextmanager
+def _alone_in(work: Path, output: Path) -> Iterator[None]:
+    """Keeps a second analysis of the same from writing between our draws.
+
+    Raises:
+        StoreError: somebody is at it, or the folder cannot be made.
+    """
+    with _disk_told(output):
+        (work / HOME).mkdir(parents=True, exist_ok=True)
+    lock = Lock(work)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
