@@ -100,7 +100,6 @@ def test_a_named_focus_comes_from_its_profile(map_file: Path, tmp_path: Path) ->
     assert analyze_anew(without_draws, timestep_focus="texture", output=tmp_path / "c.json").map == made
 
 
-@pytest.mark.xfail(strict=True, reason="an annotation of kept_draws says Float64 where the file holds float32")
 def test_any_range_is_told_from_the_draws(map_file: Path, tmp_path: Path) -> None:
     made = analyze_anew(map_file, output=tmp_path / "b.json", timestep_focus="0.2,0.7", score="density").map
     assert made.timestep_range == [0.2, 0.7]
@@ -153,6 +152,30 @@ def test_the_map_itself_is_written_over_only_with_consent(map_file: Path, tmp_pa
     assert copy.read_bytes() == map_file.read_bytes()
     assert analyze_anew(copy, rank=16).output == str(copy)
     assert read_map(copy).base_rank == 16
+
+
+def test_a_dry_run_tells_the_ranks_and_leaves_the_map_alone(map_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "map.json"
+    shutil.copy(map_file, copy)
+    told = analyze_anew(copy, rank=16, rank_max=48, yes=False, dry_run=True, plots=tmp_path / "plots")
+    assert (
+        told.map.rank_pattern
+        == analyze_anew(map_file, rank=16, rank_max=48, output=tmp_path / "b.json").map.rank_pattern
+    )
+    assert "dry run: the map was not written" in told.notes
+    assert copy.read_bytes() == map_file.read_bytes()
+    assert not (tmp_path / "plots").exists()
+
+
+def test_new_ranks_are_drawn_too(map_file: Path, tmp_path: Path) -> None:
+    report = analyze_anew(map_file, output=tmp_path / "b.json", plots=tmp_path / "plots")
+    assert sorted(report.plots) == sorted(str(path) for path in (tmp_path / "plots").iterdir())
+    assert len(report.plots) >= 6
+
+
+def test_a_reference_cannot_be_looked_at_afterwards(map_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--reference is looked at with the data"):
+        analyze_anew(map_file, output=tmp_path / "b.json", reference="silence")
 
 
 def compared(a: Path, b: Path) -> CompareReport:

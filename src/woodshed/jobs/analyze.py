@@ -112,7 +112,8 @@ def run(
     if output.exists() and not settings.yes and not settings.dry_run:
         raise UsageError(f"{output} exists", hint="--yes writes over it, --output puts the map elsewhere")
     if settings.from_map is not None:
-        return ranks_from_map(settings, rank_request(settings), output)
+        report = ranks_from_map(settings, rank_request(settings), output)
+        return report if settings.dry_run else dataclasses.replace(report, plots=_plots(settings, report.map))
     with ExitStack() as held:
         return _measured(settings, output, observer, held)
 

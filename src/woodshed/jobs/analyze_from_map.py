@@ -19,7 +19,7 @@ from woodshed.jobs.analyze_settings import AnalyzeSettings
 
 
 def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path) -> AnalyzeReport:
-    """Read a map, allocate as the settings say, write the result.
+    """Read a map, allocate as the settings say, write the result; under `dry_run` it is only reported.
 
     A focus that is given picks the profile that scores come from; without one it is the map's own.
 
@@ -49,7 +49,10 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
     )
     new = _with_ranks(old, own, request, made, shapes, focus, settings, scores)
     notes = ["intervals and probabilities of ranks are those of the analysis; ranks are new"]
-    write_map(output, new)
+    if settings.dry_run:
+        notes.append("dry run: the map was not written")
+    else:
+        write_map(output, new)
     return AnalyzeReport(
         output=str(output),
         map=new,

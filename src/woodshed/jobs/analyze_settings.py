@@ -215,6 +215,11 @@ class AnalyzeSettings(Settings):
             )
         if self.compare and len(self.compare) != 2:
             raise UsageError(f"--compare takes two maps, {len(self.compare)} are given", hint="--compare A B")
+        if self.reference is not None and self.dataset_dir is None:
+            raise UsageError(
+                "--reference is looked at with the data, and no data is given",
+                hint="give --dataset-dir FOLDER, or leave --reference out",
+            )
         if not self.rank_min <= self.rank_max:
             raise UsageError(f"--rank-min {self.rank_min} is more than --rank-max {self.rank_max}", hint="swap the two")
         if self.budget_params is not None and self.budget_mb is not None:
