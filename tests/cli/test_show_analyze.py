@@ -163,7 +163,7 @@ def test_the_map_says_why_it_stopped_and_what_ranks_cost() -> None:
     [
         ("budget of passes used", "before the ranks were stable"),
         ("not converged", "still moving"),
-        ("fixed", "number of passes that was asked for"),
+        ("fixed", "every song was looked at"),
     ],
 )
 def test_every_reason_has_its_words(reason: str, words: str) -> None:

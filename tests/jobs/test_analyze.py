@@ -120,7 +120,6 @@ def test_runs_and_batches_limit_what_is_looked_at(latents: Path, tmp_path: Path)
     assert len(found.woodshed.items_used) == 6, "the second round begins with the songs that the first left out"
 
 
-@pytest.mark.xfail(strict=True, reason="mean_intervals: a focus that one song alone speaks of has no kurtosis")
 def test_few_draws_make_a_map_with_wide_intervals(latents: Path, tmp_path: Path) -> None:
     """Of five draws one alone lies in some focus: nothing is known there but a value."""
     made = analyze(latents, output=tmp_path / "map.json", runs=1, batches=5, crop_s=0.5, sensitivity=False).map
@@ -161,7 +160,6 @@ def test_a_map_beside_the_data_changes_nothing_of_the_data(tmp_path: Path) -> No
     assert first["dataset_hash"] == analyze(latents, runs=1, output=tmp_path / "elsewhere.json", **OWN).map.dataset_hash
 
 
-@pytest.mark.xfail(strict=True, reason="verify takes fisher_map.draws.safetensors for data of nobody")
 def test_verify_knows_the_files_of_a_map(tmp_path: Path) -> None:
     latents = encoded(tmp_path, count=2)
     analyze(latents, runs=1, **OWN)

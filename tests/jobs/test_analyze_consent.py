@@ -137,7 +137,6 @@ def test_a_reference_of_silence_needs_a_model_that_knows_it(
     assert "does not know how silence is encoded" in refused(capfd, *WORDS, *words)
 
 
-@pytest.mark.xfail(strict=True, reason="OwnModel does not pass `silent` on")
 def test_a_model_of_ones_own_may_know_silence(latents: Path, tmp_path: Path) -> None:
     """As the guide says."""
     (tmp_path / "hushed.py").write_text(

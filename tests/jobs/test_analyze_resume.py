@@ -88,7 +88,6 @@ def test_other_ranks_are_asked_of_what_was_measured(tmp_path: Path, latents: Pat
     assert not kept.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="what failed is remembered by the process alone")
 def test_songs_that_failed_are_told_by_the_run_that_writes_the_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from woodshed.contracts import Draw, Variant
 from woodshed.errors import ModelError, UsageError, WoodshedError
 
-OPTIONAL = ("predict", "losses")
+OPTIONAL = ("predict", "losses", "silent")
 """Methods of the optional protocols, passed on where the object has them."""
 
 
 class OwnModel:
-    """`Trainable` around somebody's object; `Predicts` and `LossOfMany` if the object is.
+    """`Trainable` around somebody's object; `Predicts`, `LossOfMany` and `KnowsSilence` if the object is.
 
     Args:
         inner: has `layers()` and `loss(example, draw)`.

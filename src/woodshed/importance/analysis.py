@@ -190,6 +190,7 @@ class Analysis:
             "moved": self.checks.moved,
             "errors": [error if np.isfinite(error) else None for error in self.checks.errors],
             "is_stable": self.is_stable,
+            "failures": [[song, why] for song, why in self.measurer.failures.items()],
         }
         # The reference first: where the data's table is behind, the reference's is cut to its length.
         if self.reference is not None:
@@ -199,6 +200,7 @@ class Analysis:
     def _resumed(self) -> bool:
         """Take over the checks of an earlier run that was after the same ranks."""
         notes = self.measurer.table.notes
+        self.measurer.failures |= {int(song): str(why) for song, why in notes.get("failures", ())}
         if notes.get("request") != self._decision():
             return False
         self.checks.ranks = list(notes["ranks"])

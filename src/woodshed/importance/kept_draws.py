@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -21,10 +21,12 @@ from woodshed.importance.fisher_map import WoodshedPart
 from woodshed.importance.focus import Focus, density_within
 from woodshed.importance.resampling import relative_errors, resampled_means, song_counts
 
+DRAWS_SUFFIX = ".draws.safetensors"
+
 
 def draws_path(map_file: Path) -> Path:
     """`fisher_map.draws.safetensors` beside `fisher_map.json`."""
-    return map_file.with_suffix(".draws.safetensors")
+    return map_file.with_suffix(DRAWS_SUFFIX)
 
 
 def save_draws(path: Path, analysis: Analysis) -> None:
@@ -76,7 +78,7 @@ def densities(path: Path, own: WoodshedPart, focus: Focus) -> dict[str, Scored]:
 
 def _scored(
     own: WoodshedPart,
-    energy: Float64[np.ndarray, "draw layer"],
+    energy: Float32[np.ndarray, "draw layer"],
     weights: Float64[np.ndarray, " draw"],
     places: Int64[np.ndarray, " draw"],
     num_songs: int,

@@ -72,7 +72,7 @@ def mean_intervals(
     Taking both into account (Efron and Tibshirani 1993, chapter 12) widens intervals upwards. They are widened again
     for what so few songs of such kurtosis leave open about their own spread: its degrees of freedom.
     """
-    num_songs = len(weights)
+    num_songs = int((weights > 0).sum())
     values = sums.sum(axis=0) / weights.sum()
     means = resampled_means(counts, sums, weights)
     if num_songs < FEW_SONGS:
@@ -84,7 +84,7 @@ def mean_intervals(
         squares += np.square(means) * (counts @ np.square(weights))[:, None]
         errors = np.sqrt(np.maximum(squares, 0.0)) / (counts @ weights)[:, None] / means
         students = (np.log(means) - np.log(values)) / errors
-        kurtosis = np.mean(gaps**4, axis=0) / np.square(np.mean(np.square(gaps), axis=0))
+        kurtosis = np.nan_to_num(np.mean(gaps**4, axis=0) / np.square(np.mean(np.square(gaps), axis=0)))
     made = []
     for column, value in enumerate(values.tolist()):
         usable = students[:, column][np.isfinite(students[:, column])]

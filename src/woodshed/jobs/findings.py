@@ -12,6 +12,7 @@ import numpy as np
 from woodshed.chance import generator
 from woodshed.contracts import Arrays, Failure, Item, Json
 from woodshed.errors import StoreError
+from woodshed.importance.kept_draws import DRAWS_SUFFIX
 from woodshed.jobs.settings import VerifySettings
 from woodshed.store.reader import FullEntry, Reader
 from woodshed.store.sealed import check_sealed
@@ -108,7 +109,9 @@ def _arrays_on_disk(folder: Path) -> Iterator[str]:
     """Files below the folder that a reader would take for data."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if relative.parts[0] != ".woodshed" and path.suffix in (".npy", ".safetensors"):
+        # Hidden: our log, and what an analysis keeps while it runs. It keeps its draws beside its map.
+        is_other = relative.parts[0].startswith(".") or path.name.endswith(DRAWS_SUFFIX)
+        if not is_other and path.suffix in (".npy", ".safetensors"):
             yield relative.as_posix()
 
 
