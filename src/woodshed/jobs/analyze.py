@@ -17,44 +17,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-import torch
 from safetensors import SafetensorError
 
-from woodshed.backends.open import open_backend
-from woodshed.contracts import Observer, Predicts, Progress, Trainable
-from woodshed.errors import StoreError, UsageError
-from woodshed.importance.allocation import RankRequest, allocate
+from woodshed.contracts import Observer, Progress
+from woodshed.errors import ModelError, StoreError, UsageError
 from woodshed.importance.analysis import Analysis
-from woodshed.importance.belief import Scored
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.fisher_map import FisherMap
-from woodshed.importance.focus import Timesteps, focus_named
 from woodshed.importance.kept_draws import draws_path, save_draws
 from woodshed.importance.layers import layer_shapes
-from woodshed.importance.looks import LookPlan, plan_looks
+from woodshed.importance.looks import LookPlan
 from woodshed.importance.map_files import write_map
 from woodshed.importance.map_making import findings
-from woodshed.importance.measuring import SKETCH_RANK, Examples, Measurer, Measuring, entry_places
+from woodshed.importance.measuring import Examples, Measurer, Measuring, entry_places
 from woodshed.importance.memory import PeakMemory, device_of
-from woodshed.jobs import user_settings
-from woodshed.jobs.analyze_data import (
-    Cycled,
-    FolderExamples,
-    PermutedExamples,
-    SilentExamples,
-)
 from woodshed.jobs.analyze_from_map import ranks_from_map
 from woodshed.jobs.analyze_map import MapFacts, fingerprint_of, made_map
 from woodshed.jobs.analyze_plan import forecast, plan_of
 from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, AnalyzeStopped, CompareReport
 from woodshed.jobs.analyze_settings import AnalyzeSettings
-from woodshed.jobs.model import pick_device
+from woodshed.jobs.analyze_setup import (
+    NEEDS_CHECKPOINT,
+    Setup,
+    checkpoint_of,
+    deviations,
+    rank_request,
+    set_up,
+    variant_of,
+)
+from woodshed.run.memory import is_out_of_memory
 from woodshed.run.stopping import StopSignals
 from woodshed.store.folder import HOME, Lock
 
 MAP_NAME = "fisher_map.json"
-NEEDS_CHECKPOINT = ("acestep", "stable-audio")
+MAX_FAILURES = 100
+"""Listed in the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +68,10 @@ def gates(settings: AnalyzeSettings) -> tuple[Gate, ...]:
     if settings.compare:
         return ()
     if settings.from_map is None:
-        checkpoint = _checkpoint(settings)
+        checkpoint = checkpoint_of(settings)
         if checkpoint is None and settings.backend in NEEDS_CHECKPOINT:
             found.append(Gate(kind="checkpoint", question=f"Folder or hub name of the {settings.backend} checkpoint?"))
-        if "turbo" in (_variant(settings) or "").lower() and not settings.accept_turbo:
+        if "turbo" in (variant_of(settings) or "").lower() and not settings.accept_turbo:
             found.append(Gate(kind="turbo", question=f"{TURBO} Go on?"))
     if not settings.dry_run and not settings.yes and map_path(settings).exists():
         found.append(Gate(kind="overwrite", question=f"{map_path(settings)} exists. Write over it?"))
@@ -122,63 +119,35 @@ def _measured(
     settings: AnalyzeSettings, output: Path, observer: Observer, held: ExitStack
 ) -> AnalyzeReport | AnalyzePlan | AnalyzeStopped:
     started = time.monotonic()
-    folder = settings.dataset_dir
-    assert folder is not None
-    model = _model(settings, observer)
-    examples = FolderExamples(folder, model, crop_s=settings.crop_s, seed=settings.seed)
-    reference = _reference(settings, model, examples)
-    timesteps = Timesteps(model, focus_named(settings.timestep_focus))
-    plan = plan_looks(
-        len(examples),
-        runs=settings.runs,
-        batches=settings.batches,
-        antithetic=settings.antithetic,
-        condition_dropout=model.condition_dropout,
-        seed=settings.seed,
-        is_repetitive=not (timesteps.has_timesteps or examples.is_cropped or model.condition_dropout),
-    )
-    request = rank_request(settings)
-    # A request that no scores could fulfil is refused here, and not after the first draws.
-    shapes = layer_shapes(model.layers())
-    allocate(request, shapes, {shape.name: Scored(1.0) for shape in shapes})
-    options = _measuring(settings, model, plan)
-    # Of the reference no mean gradients are kept.
-    plain = dataclasses.replace(options, mean_gradients="none", sensitivity=False)
-    facts = MapFacts.of(settings, folder=folder, model=model, options=options)
-    for note in _header(settings, timesteps):
-        observer.message(note)
-    ahead = forecast(model, examples, timesteps, plan, options)
-    planned = plan_of(settings, output, model=model, examples=examples, plan=plan, ahead=ahead, notes=ahead.notes)
-    observer.message(ahead.header(planned))
-    if settings.dry_run:
-        return planned
-    work = output.parent / f".{output.name}-{fingerprint_of(facts)[:12]}"
-    held.enter_context(_alone_in(work, output))
-    analysis = Analysis(
-        _measurer(model, examples, work / "data", timesteps, options),
-        None if reference is None else _measurer(model, reference, work / "reference", timesteps, plain),
-        plan=plan,
-        timesteps=timesteps,
-        request=request,
-        patience=settings.convergence_patience,
-        max_relative_error=settings.max_relative_error,
-    )
-    if analysis.measurer.table.num_looks:
-        observer.message(f"going on after {analysis.measurer.table.num_looks} looks of an earlier run")
-    with _disk_told(output), StopSignals() as stopped, PeakMemory(device_of(model)) as peak:
-        is_done = analysis.run(
-            progress=lambda done: observer.progress(_progress(plan, done, settings.crop_s, started)),
-            is_stopped=stopped,
-        )
+    with _memory_told():
+        setup = set_up(settings, observer)
+        facts = MapFacts.of(settings, folder=setup.examples.folder, model=setup.model, options=setup.options)
+        for note in deviations(settings, setup.timesteps):
+            observer.message(note)
+        ahead = forecast(setup.model, setup.examples, setup.timesteps, setup.plan, setup.options)
+        planned = plan_of(settings, output, setup=setup, ahead=ahead)
+        observer.message(ahead.header(planned))
+        if settings.dry_run:
+            return planned
+        work = output.parent / f".{output.name}-{fingerprint_of(facts)[:12]}"
+        held.enter_context(_alone_in(work, output))
+        analysis = _analysis(settings, setup, work)
+        if analysis.measurer.table.num_looks:
+            observer.message(f"going on after {analysis.measurer.table.num_looks} looks of an earlier run")
+        with _disk_told(output), StopSignals() as stopped, PeakMemory(device_of(setup.model)) as peak:
+            is_done = analysis.run(
+                progress=lambda done: observer.progress(_progress(setup.plan, done, settings.crop_s, started)),
+                is_stopped=stopped,
+            )
     table = analysis.measurer.table
     if not is_done:
         assert stopped.name is not None
         return AnalyzeStopped(
-            output=str(output), num_draws=len(table), most_draws=plan.num_looks, stopped_by=stopped.name
+            output=str(output), num_draws=len(table), most_draws=setup.plan.num_looks, stopped_by=stopped.name
         )
     if not len(table):
         first = next(iter(analysis.measurer.failures.values()))
-        raise UsageError(f"no song of {folder} can be looked at: {first}", hint="prepare the songs again")
+        raise UsageError(f"no song of {setup.examples.folder} can be looked at: {first}", hint="prepare them again")
     observer.message("working out intervals, ranks and what drives them")
     found = findings(analysis, reference_kind=_reference_name(settings), is_paired=_is_paired(settings))
     made = made_map(facts, found, analysis)
@@ -187,11 +156,12 @@ def _measured(
         save_draws(draws_path(output), analysis)
     write_map(output, made)
     shutil.rmtree(work, ignore_errors=True)
+    failures = [(setup.examples.name(song), why) for song, why in analysis.measurer.failures.items()]
     return AnalyzeReport(
         output=str(output),
         map=made,
-        num_failed=len(analysis.measurer.failures),
-        failures=tuple((examples.name(item), why) for item, why in list(analysis.measurer.failures.items())[:100]),
+        num_failed=len(failures),
+        failures=tuple(failures[:MAX_FAILURES]),
         elapsed_s=time.monotonic() - started,
         announced_bytes=planned.extra_bytes,
         peak_extra_bytes=peak.num_bytes,
@@ -199,6 +169,39 @@ def _measured(
         notes=(*ahead.notes, *found.allocation.notes),
         next_steps=(f"woodshed analyze --from-map {shlex.quote(str(output))} --rank 32 --output other_map.json",),
     )
+
+
+def _analysis(settings: AnalyzeSettings, setup: Setup, work: Path) -> Analysis:
+    """As far as an earlier run came with it."""
+    # Of the reference no mean gradients are kept.
+    plain = dataclasses.replace(setup.options, mean_gradients="none", sensitivity=False)
+    return Analysis(
+        _measurer(setup, setup.examples, work / "data", setup.options),
+        None if setup.reference is None else _measurer(setup, setup.reference, work / "reference", plain),
+        plan=setup.plan,
+        timesteps=setup.timesteps,
+        request=setup.request,
+        patience=settings.convergence_patience,
+        max_relative_error=settings.max_relative_error,
+    )
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Says what to try where memory does not do.
+
+    Raises:
+        ModelError: it did not.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"the model's memory does not do: {str(error).splitlines()[0]}",
+            hint="--batch-size 1, a shorter --crop-s, --mean-gradients sketch; what is measured is kept",
+        ) from error
 
 
 @contextmanager
@@ -235,105 +238,11 @@ def _disk_told(output: Path) -> Iterator[None]:
         ) from error
 
 
-def rank_request(settings: AnalyzeSettings) -> RankRequest:
-    """What the settings ask of the allocation."""
-    return RankRequest(
-        rule=settings.allocator,
-        score=settings.score,
-        base_rank=settings.rank if settings.budget is None else None,
-        budget_params=settings.budget,
-        rank_min=settings.rank_min,
-        rank_max=settings.rank_max,
-        rank_multiple=settings.rank_multiple,
-        coverage=settings.coverage,
-        floors={name: float(share) for name, _, share in (floor.rpartition("=") for floor in settings.floors)},
-        alpha_ratio=settings.alpha_ratio,
-        seed=settings.seed,
-    )
-
-
-def _model(settings: AnalyzeSettings, observer: Observer) -> Trainable:
-    checkpoint = _checkpoint(settings)
-    if checkpoint is None and settings.backend in NEEDS_CHECKPOINT:
-        raise UsageError(
-            f"{settings.backend} needs a checkpoint",
-            hint="--checkpoint-dir FOLDER, or once and for all: woodshed settings set checkpoint_dir FOLDER",
-        )
-    device = pick_device(settings.device)
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and settings.backend != "woodshed-tiny-dit" else "fp32"
-    observer.message(f"loading {settings.backend}")
-    model = open_backend(
-        settings.backend,
-        checkpoint=checkpoint,
-        variant=_variant(settings),
-        device=device,
-        dtype=precision,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    if model.variant.fragile and not settings.accept_turbo:
-        raise UsageError(
-            f"{model.variant.name}: {model.variant.fragile}", hint="take base, or go on with --accept-turbo"
-        )
-    return model
-
-
-def _checkpoint(settings: AnalyzeSettings) -> str | None:
-    if settings.checkpoint_dir is not None or settings.backend not in NEEDS_CHECKPOINT:
-        return settings.checkpoint_dir
-    return user_settings.load().checkpoint_dir
-
-
-def _variant(settings: AnalyzeSettings) -> str | None:
-    if settings.model is not None or settings.backend != "acestep":
-        return settings.model
-    # A variant that is remembered belongs to the checkpoint that is remembered.
-    return user_settings.load().model if settings.checkpoint_dir is None else None
-
-
-def _measuring(settings: AnalyzeSettings, model: Trainable, plan: LookPlan) -> Measuring:
-    """Options with everything decided that the settings leave open."""
-    shapes = layer_shapes(model.layers())
-    mean_gradients: str = settings.mean_gradients
-    if mean_gradients == "auto":
-        whole_bytes = 4 * sum(shape.num_weights for shape in shapes)
-        mean_gradients = "memory" if whole_bytes < _free_bytes(model) / 3 else "sketch"
-    if settings.score == "spectrum" and mean_gradients == "none":
-        raise UsageError("--score spectrum needs mean gradients", hint="--mean-gradients sketch, memory or auto")
-    return Measuring(
-        batch_size=settings.batch_size or (4 if settings.crop_s else 1),
-        mean_gradients=mean_gradients,
-        sensitivity=settings.sensitivity and isinstance(model, Predicts),
-        sketch_rank=max(SKETCH_RANK, settings.rank_max) if settings.score == "spectrum" else SKETCH_RANK,
-        seed=plan.seed,
-    )
-
-
-def _free_bytes(model: Trainable) -> int:
-    device = device_of(model)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
-
-
-def _measurer(model: Trainable, examples: Examples, folder: Path, timesteps: Timesteps, options: Measuring) -> Measurer:
-    shapes = layer_shapes(model.layers())
+def _measurer(setup: Setup, examples: Examples, folder: Path, options: Measuring) -> Measurer:
+    shapes = layer_shapes(setup.model.layers())
     num_entries = sum(len(places) for places in entry_places(shapes, seed=options.seed))
     table = DrawTable(folder, num_layers=len(shapes), num_entries=num_entries)
-    return Measurer(model, examples, table, timesteps, options)
-
-
-def _reference(settings: AnalyzeSettings, model: Trainable, examples: FolderExamples) -> Examples | None:
-    """What the data is held against."""
-    if settings.reference is None:
-        return None
-    if settings.reference == "silence":
-        return SilentExamples(examples, model)
-    if settings.reference == "permuted":
-        return PermutedExamples(examples, model, seed=settings.seed)
-    other = FolderExamples(Path(settings.reference), model, crop_s=settings.crop_s, seed=settings.seed)
-    return Cycled(other, len(examples))
+    return Measurer(setup.model, examples, table, setup.timesteps, options)
 
 
 def _is_paired(settings: AnalyzeSettings) -> bool:
@@ -344,28 +253,6 @@ def _reference_name(settings: AnalyzeSettings) -> str | None:
     if settings.reference is None or _is_paired(settings):
         return settings.reference
     return Path(settings.reference).absolute().name
-
-
-def _header(settings: AnalyzeSettings, timesteps: Timesteps) -> tuple[str, ...]:
-    """Where we do something else than the documents that users come from."""
-    told = []
-    if settings.timestep_focus == "balanced" and timesteps.has_timesteps:
-        told.append(
-            "balanced is the distribution of timesteps that the model itself trains with, not the whole range alike "
-            "(that is --timestep-focus uniform); older tools began with texture"
-        )
-    if not timesteps.has_timesteps and settings.timestep_focus != "balanced":
-        raise UsageError(
-            f"--timestep-focus {settings.timestep_focus}: {settings.backend} has no timesteps", hint="leave it out"
-        )
-    if timesteps.has_timesteps and not timesteps.is_continuous and settings.timestep_focus != "balanced":
-        raise UsageError(
-            f"--timestep-focus {settings.timestep_focus}: {settings.backend} trains on a few timesteps only",
-            hint="--timestep-focus balanced takes those",
-        )
-    if settings.allocator != "sidestep" and (settings.coverage is None or settings.coverage == 1):
-        told.append("every layer gets an adapter; --coverage 0.55 leaves out as many as Side-Step does")
-    return tuple(told)
 
 
 def _progress(plan: LookPlan, done: int, crop_s: float, started: float) -> Progress:

@@ -18,9 +18,9 @@ from woodshed.importance.layers import LayerShape, layer_shapes
 from woodshed.importance.looks import Look, LookPlan, looks
 from woodshed.importance.measuring import SENSITIVITY_EVERY, Examples, Measurer, Measuring, entry_places
 from woodshed.importance.memory import KeptTensors
-from woodshed.jobs.analyze_data import FolderExamples
 from woodshed.jobs.analyze_report import AnalyzePlan
 from woodshed.jobs.analyze_settings import AnalyzeSettings
+from woodshed.jobs.analyze_setup import Setup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,36 +96,33 @@ def plan_of(
     settings: AnalyzeSettings,
     output: Path,
     *,
-    model: Trainable,
-    examples: FolderExamples,
-    plan: LookPlan,
+    setup: Setup,
     ahead: Forecast,
-    notes: tuple[str, ...],
 ) -> AnalyzePlan:
     """The plan of an analysis, for `--dry-run` and the wizard."""
     per_draw = 2 if settings.reference is not None else 1
     return AnalyzePlan(
-        dataset=str(examples.folder),
+        dataset=str(setup.examples.folder),
         output=str(output),
         backend=settings.backend,
-        variant=model.variant.name,
-        num_items=len(examples),
-        audio_s=examples.audio_s,
-        num_layers=len(model.layers()),
+        variant=setup.model.variant.name,
+        num_items=len(setup.examples),
+        audio_s=setup.examples.audio_s,
+        num_layers=len(setup.model.layers()),
         timestep_focus=settings.timestep_focus,
         rank=settings.rank if settings.budget is None else None,
         rank_min=settings.rank_min,
         rank_max=settings.rank_max,
         budget_params=settings.budget,
-        most_draws=plan.num_looks,
-        fewest_draws=min(plan.num_looks, CHECK_DRAWS * (settings.convergence_patience + 1)),
+        most_draws=setup.plan.num_looks,
+        fewest_draws=min(setup.plan.num_looks, CHECK_DRAWS * (settings.convergence_patience + 1)),
         s_per_draw=ahead.s_per_draw * per_draw,
         model_bytes=ahead.model_bytes,
         extra_bytes=ahead.pass_bytes + ahead.sum_bytes,
         disk_bytes=ahead.disk_bytes,
         mean_gradients=ahead.mean_gradients,
-        fragile=model.variant.fragile,
-        notes=notes,
+        fragile=setup.model.variant.fragile,
+        notes=ahead.notes,
     )
 
 
