@@ -44,7 +44,9 @@ FRAMES = 100
 STEPS = 16
 """Of sampling, by the midpoint rule, without guidance."""
 SIZES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+SIZES_WITHOUT_QK = (0.2, 0.5, 1.0, 2.0)
 BATCH = 8
+SHIPPED = "same draws, songs shuffled"
 IN_PAIRS = "same draws, swapped in pairs"
 
 
@@ -88,11 +90,13 @@ def velocity(model: TinyDitBackend, x: Tensor, share: float, rows: Tensor) -> Te
     return said
 
 
-def perturbed(size: float, *, seed: int) -> tuple[TinyDitBackend, list[int]]:
-    """The model with three layers changed, and which."""
+def perturbed(size: float, *, seed: int, with_qk: bool = True) -> tuple[TinyDitBackend, list[int]]:
+    """The model with three layers changed, and which: any, or none of the queries' and keys' projections."""
     model, chance = woodshed_tiny_dit(), torch.Generator().manual_seed(1000 + seed)
-    modules = list(model.layers().values())
-    planted = torch.randperm(len(modules), generator=chance)[:NUM_PLANTED].tolist()
+    layers = model.layers()
+    order = torch.randperm(len(layers), generator=chance).tolist()
+    names, modules = list(layers), list(layers.values())
+    planted = [layer for layer in order if with_qk or not is_qk(names[layer])][:NUM_PLANTED]
     with torch.no_grad():
         for layer in planted:
             weight = modules[layer].weight
@@ -100,6 +104,10 @@ def perturbed(size: float, *, seed: int) -> tuple[TinyDitBackend, list[int]]:
             change = torch.randn(weight.shape, generator=chance)
             weight += size * weight.norm() * change / change.norm()
     return model, planted
+
+
+def is_qk(name: str) -> bool:
+    return name.endswith(("q_proj", "k_proj"))
 
 
 @torch.no_grad()
@@ -143,8 +151,8 @@ class Looking:
             apart: the same songs, looked at by draws of its own.
         """
         designs = {
-            "same draws, songs shuffled": (reference, False),
-            "same draws, swapped in pairs": (reference, True),
+            SHIPPED: (reference, False),
+            IN_PAIRS: (reference, True),
             "own draws, songs shuffled": (apart, False),
         }
         return {
@@ -175,7 +183,7 @@ def auc(values: Sequence[float], planted: Sequence[int], *, without: Sequence[in
     return float(np.mean([(value > others).mean() + (value == others).mean() / 2 for value in those]))
 
 
-def cases(work: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def cases(work: Path, args: argparse.Namespace, *, with_qk: bool = True) -> Iterator[dict[str, Any]]:
     """One row for each size and seed. The reference is the same for all of them."""
     looking = Looking(args.songs, args.visits)
     names = [shape.name for shape in looking.shapes]
@@ -184,13 +192,13 @@ def cases(work: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         reference = looking.at(original, Path(folder) / "same")
         apart = looking.at(original, Path(folder) / "apart", draws=1)
         keep(work, "reference", looking.by_song(reference))
-        for size in SIZES:
+        for size in SIZES if with_qk else SIZES_WITHOUT_QK:
             for seed in range(args.seeds):
-                model, planted = perturbed(size, seed=seed)
+                model, planted = perturbed(size, seed=seed, with_qk=with_qk)
                 with TemporaryDirectory() as other:
                     data = looking.at(sampled(model, args.songs, seed=9000 + seed), Path(other))
                     found = looking.contrasted(data, reference, apart)
-                    keep(work, f"{size:g}-{seed}", looking.by_song(data))
+                    keep(work, f"{size:g}-{seed}{'' if with_qk else '-without-qk'}", looking.by_song(data))
                     values = {name: each.layers for name, each in found.items()}
                     values[IN_PAIRS + ", over chance"] = looking.over_chance(found[IN_PAIRS], data, reference)
                 yield {
@@ -251,40 +259,43 @@ def through_the_command(work: Path, size: float, seed: int, number: int) -> dict
 
 def table(found: dict[str, Any]) -> Iterator[str]:
     """What came out, as Markdown."""
-    rows = found["cases"]
-    names = list(rows[0]["auc"])
-    yield f"| size | output moves by | {' | '.join(f'AUC, {name}' for name in names)} |"
-    yield "| --- |" + " --- |" * (1 + len(names))
-    for size in SIZES:
-        here = [row for row in rows if row["size"] == size]
-        moved = [row["output_change"] for row in here]
-        shown = [spread([row["auc"][name] for row in here]) for name in names]
-        yield f"| {size:g} | {min(moved):.3f} to {max(moved):.3f} | {' | '.join(shown)} |"
-    designs = list(rows[0]["p_value"])
-    yield ""
+    for title, rows in (("any layers", found["cases"]), ("neither q nor k", found["cases-without-qk"])):
+        names = list(rows[0]["auc"])
+        yield f"| {title}: size | output moves by | {' | '.join(f'AUC, {name}' for name in names)} |"
+        yield "| --- |" + " --- |" * (1 + len(names))
+        for size, here in by_size(rows).items():
+            moved = [row["output_change"] for row in here]
+            cells = [spread([row["auc"][name] for row in here]) for name in names]
+            yield f"| {size:g} | {min(moved):.3f} to {max(moved):.3f} | {' | '.join(cells)} |"
+        yield ""
+    designs = list(found["nulls"][0])
     yield f"| called specific (p <= {SPECIFIC_P:g}) | {' | '.join(designs)} |"
     yield "| --- |" + " --- |" * len(designs)
-    sets = {f"size {size:g}": [row["p_value"] for row in rows if row["size"] == size] for size in SIZES}
+    sets = {f"size {size:g}": [row["p_value"] for row in rows] for size, rows in by_size(found["cases"]).items()}
     for title, values in ({"unperturbed": found["nulls"]} | sets).items():
         called = [sum(p[name] <= SPECIFIC_P for p in values) for name in designs]
         halves = [statistics.median(p[name] for p in values) for name in designs]
         cells = [f"{n} of {len(values)} (median p {p:.3f})" for n, p in zip(called, halves, strict=True)]
         yield f"| {title} | {' | '.join(cells)} |"
     yield ""
-    yield "| kind of layer | " + " | ".join(f"size {size:g}" for size in SIZES) + " |"
-    yield "| --- |" + " --- |" * len(SIZES)
+    both = by_size([*found["cases"], *found["cases-without-qk"]])
+    yield "| kind of layer, AUC of each by itself | " + " | ".join(f"size {size:g}" for size in both) + " |"
+    yield "| --- |" + " --- |" * len(both)
     for title, is_kind in KINDS.items():
-        shown = []
-        for size in SIZES:
-            planted = [pair for row in rows if row["size"] == size
-                       for pair in zip(row["planted"], row["auc_of_layer"], strict=True)]  # fmt: skip
+        cells = []
+        for rows in both.values():
+            planted = [pair for row in rows for pair in zip(row["planted"], row["auc_of_layer"], strict=True)]
             of_kind = [value for name, value in planted if is_kind(name)]
-            shown.append(f"{statistics.mean(of_kind):.2f} (n {len(of_kind)})" if of_kind else "")
-        yield f"| {title} | {' | '.join(shown)} |"
+            cells.append(f"{statistics.mean(of_kind):.2f} (n {len(of_kind)})" if of_kind else "")
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def by_size(rows: Sequence[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    return {size: [row for row in rows if row["size"] == size] for size in sorted({row["size"] for row in rows})}
 
 
 KINDS = {
-    "q, k of attention": lambda name: name.endswith(("q_proj", "k_proj")),
+    "q, k of attention": is_qk,
     "v, o of self-attention": lambda name: "self_attn" in name and name.endswith(("v_proj", "o_proj")),
     "v, o of cross-attention": lambda name: "cross_attn" in name and name.endswith(("v_proj", "o_proj")),
     "feed-forward": lambda name: ".mlp." in name,
@@ -299,19 +310,21 @@ def plot(found: dict[str, Any], path: Path) -> None:
     """AUC over the size of the perturbation: all cases and their mean."""
     import matplotlib.pyplot as plt
 
-    rows = found["cases"]
-    sizes = sorted({row["size"] for row in rows})
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     axes.axhline(0.5, color="0.6", linewidth=1, linestyle=":")
     axes.axhline(0.95, color="0.6", linewidth=1, linestyle="--")
-    for name, colour in zip(("same draws, songs shuffled", IN_PAIRS), ("C0", "C1"), strict=True):
-        means = [statistics.mean(row["auc"][name] for row in rows if row["size"] == size) for size in sizes]
-        axes.plot(sizes, means, color=colour, label=name)
-        axes.scatter([row["size"] for row in rows], [row["auc"][name] for row in rows], s=12, color=colour, alpha=0.5)
+    for colour, title, rows in (
+        ("C0", "three of all 66 layers", found["cases"]),
+        ("C1", "three of the 42 that are neither q nor k", found["cases-without-qk"]),
+    ):
+        curve = {size: [row["auc"][SHIPPED] for row in here] for size, here in by_size(rows).items()}
+        axes.plot(list(curve), [statistics.mean(values) for values in curve.values()], color=colour, label=title)
+        for size, values in curve.items():
+            axes.scatter([size] * len(values), values, s=12, color=colour, alpha=0.5)
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.set_xticks(SIZES, [f"{size:g}" for size in SIZES])
     axes.minorticks_off()
-    axes.set(xlabel="relative size of the perturbation of three layers", ylabel="AUC of the contrast", ylim=(0.2, 1.03))
+    axes.set(xlabel="relative size of the perturbation", ylabel="AUC of the contrast", ylim=(0.1, 1.03))
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=110)
 
@@ -332,6 +345,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     steps = {
         "cases": lambda: list(shown(cases(args.work, args))),
+        "cases-without-qk": lambda: list(shown(cases(args.work, args, with_qk=False))),
         "nulls": lambda: list(shown(nulls(args))),
         "command": lambda: through_the_command(args.work, 1.0, 0, args.songs),
     }

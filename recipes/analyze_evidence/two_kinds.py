@@ -87,27 +87,37 @@ def analysed(kind: str, reference: str, work: Path) -> tuple[Path, dict[str, Any
 
 def rows(work: Path) -> Iterator[str]:
     yield (
-        "| A, B | songs | draws of A | ended | Spearman A, B | halves of A | distinct layers | parameters moved "
-        "| p, A held against B |"
+        "| A, B | songs | draws of A | ended | Spearman, A and B | halves of A | distinct layers by wg | by density "
+        "| parameters moved | p, A held against B |"
     )
-    yield "| --- |" + " --- |" * 8
+    yield "| --- |" + " --- |" * 9
     for first, second in PAIRS:
         place_a, a = analysed(first, second, work)
         place_b, b = analysed(second, first, work)
         compared = woodshed("analyze", "--compare", str(place_a), str(place_b))
+        by_density = woodshed("analyze", "--compare", *(str(scored(place)) for place in (place_a, place_b)))
         ours, other = a["woodshed"], b["woodshed"]
-        distinct = [layer for layer in compared["layers"] if layer["is_distinct"]]
+        num_distinct = [sum(one["is_distinct"] for one in found["layers"]) for found in (compared, by_density)]
         ended = ours["convergence"]
         yield (
             f"| {first}, {second} | {ours['num_items']}, {other['num_items']} | {ended['num_draws']} "
             f"| {ended['reason']} | {compared['rank_correlation']:.3f} | {ours['halves_correlation']:.3f} "
-            f"| {len(distinct)} of {compared['num_common']} | {compared['moved_share']:.1%} "
+            f"| {num_distinct[0]} of {compared['num_common']} | {num_distinct[1]} | {compared['moved_share']:.1%} "
             f"| {ours['reference']['p_value']:.3f} |"
         )
-        print(f"{first}, {second}: {compared['verdict']} Most different:", file=sys.stderr)
-        for layer in compared["layers"][:6]:
-            ratio = layer["relative_b"] / layer["relative_a"]
-            print(f"  {layer['name']}: B {ratio:.2f} of A, z {layer['z']:.1f}", file=sys.stderr)
+        for score, found in (("wg", compared), ("density", by_density)):
+            print(f"{first}, {second}, by {score}: {found['verdict']} {'; '.join(found['notes'])}", file=sys.stderr)
+            for layer in found["layers"][:4]:
+                ratio = layer["relative_b"] / layer["relative_a"]
+                print(f"  {layer['name']}: B {ratio:.2f} of A, z {layer['z']:.1f}", file=sys.stderr)
+
+
+def scored(place: Path) -> Path:
+    """The same map with ranks by density, so that maps are compared by it."""
+    other = place.with_suffix(".density.json")
+    if not other.exists():
+        woodshed("analyze", "--from-map", str(place), "--score", "density", *RANKS, "--output", str(other))
+    return other
 
 
 def main() -> None:
