@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "analyze": ("woodshed.jobs.analyze", "analyze"),
     "encode": ("woodshed.jobs.encode", "encode"),
     "open": ("woodshed.datasets.folder", "open"),
     "prepare_songs": ("woodshed.jobs.songs", "prepare_songs"),
@@ -19,11 +20,12 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from woodshed.datasets.folder import open as open
+    from woodshed.jobs.analyze import analyze as analyze
     from woodshed.jobs.encode import encode as encode
     from woodshed.jobs.songs import prepare_songs as prepare_songs
     from woodshed.jobs.speech import speech as speech_features
 
-__all__ = ["__version__", "encode", "open", "prepare_songs", "speech_features"]
+__all__ = ["__version__", "analyze", "encode", "open", "prepare_songs", "speech_features"]
 
 
 def __getattr__(name: str) -> Any:

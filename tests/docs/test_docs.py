@@ -25,6 +25,7 @@ from tests.jobs.tiny_indextts import LAYER, TEXTS
 from woodshed.cli.flags import build_parser, read_command_line, settings_from
 from woodshed.cli.main import COMMANDS
 from woodshed.errors import UsageError
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.settings import EncodeSettings, Settings
 from woodshed.jobs.songs_settings import SongsSettings
 from woodshed.jobs.speech_pairs_settings import SpeechPairsSettings
@@ -42,7 +43,7 @@ RUN = [
 
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-COMMANDS_BY_NAME = {command.name: command for command in COMMANDS}
+COMMANDS_BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     [
         ("stable-audio-tools", "| flag | there | here | |", EncodeSettings),
         ("side-step", "| flag | there | here | |", SongsSettings),
+        ("side-step", "`woodshed analyze` has these flags:", AnalyzeSettings),
         ("indextts2", "| flag | there | here | |", SpeechSettings),
         ("indextts2", "`woodshed speech pairs` has the flags", SpeechPairsSettings),
         ("indextts2", "`woodshed speech retokenize` works on", SpeechRetokenizeSettings),

@@ -47,9 +47,6 @@ class Songs:
     def name(self, song: int) -> str:
         return f"song-{song}"
 
-    def song(self, item: int, visit: int) -> int:
-        return item
-
     def example(self, item: int, visit: int) -> dict[str, Tensor]:
         if item in self.broken:
             raise ItemError(f"song-{item} is empty", kind="empty")
@@ -213,9 +210,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     assert again.checks.moved == part.checks.moved != []
     assert again.run(progress=lambda done: None, is_stopped=lambda: False)
     for one, other in ((whole, again),):
-        assert findings(one, reference_kind=None, is_paired=False).layers == (
-            findings(other, reference_kind=None, is_paired=False).layers
-        )
+        assert findings(one, reference_kind=None).layers == (findings(other, reference_kind=None).layers)
         assert np.array_equal(one.measurer.table.energy, other.measurer.table.energy)
 
 
@@ -239,7 +234,7 @@ def test_other_focuses_are_answered_from_the_same_draws(tmp_path: Path) -> None:
     for focus in ("balanced", "texture"):
         analysis = analysis_of(tmp_path / focus, Flow(), Songs(), focus=focus, runs=80)
         analysis.run(progress=lambda done: None, is_stopped=lambda: False)
-        made[focus] = findings(analysis, reference_kind=None, is_paired=False)
+        made[focus] = findings(analysis, reference_kind=None)
     for aside, direct in zip(made["balanced"].layers, made["texture"].layers, strict=True):
         told, wanted = aside.profiles["texture"].energy, direct.profiles["texture"].energy
         assert told.value == pytest.approx(wanted.value, rel=0.1)

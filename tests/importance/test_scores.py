@@ -75,7 +75,6 @@ def table_of(folder: Path, gradients: np.ndarray, visits: int) -> DrawTable:
     flat = gradients.astype(np.float32)
     table.add(
         looks,
-        [look.item for look in looks],
         torch.from_numpy(np.square(flat).sum(axis=2)),
         torch.from_numpy(flat.reshape(len(flat), -1)),
         {},
@@ -158,7 +157,7 @@ def test_a_table_is_found_again_as_it_was_committed(tmp_path: Path) -> None:
     kept = table.entries(everything)
     more = source.drawn(1, 1, 9).astype(np.float32)
     look = Look(number=8, item=0, visit=2, draw=Draw(seed=1, timestep=0.1))
-    table.add([look], [0], torch.ones(1, NUM_LAYERS), torch.from_numpy(more.reshape(1, -1)), {}, num_passes=1)
+    table.add([look], torch.ones(1, NUM_LAYERS), torch.from_numpy(more.reshape(1, -1)), {}, num_passes=1)
     # Killed here: what was not committed is as if it had not been.
     again = DrawTable(tmp_path / "t", num_layers=NUM_LAYERS, num_entries=NUM_LAYERS * NUM_ENTRIES)
     assert len(again) == 8
@@ -178,11 +177,11 @@ def test_equal_data_is_not_specific_and_other_data_is(tmp_path: Path) -> None:
     for seed in range(40):
         tables = [table_of(tmp_path / f"{seed}-{i}", source.drawn(12, 2, 100 * i + seed), 2) for i in range(2)]
         entries = EntryScores(SHAPES, source.weights)
-        alike.append(contrast(entries, *tables, TIMES, is_paired=False, seed=seed).p_value)
+        alike.append(contrast(entries, *tables, TIMES, seed=seed).p_value)
     assert np.mean(np.array(alike) <= 0.05) <= 0.15
     data = table_of(tmp_path / "data", other.drawn(12, 2, 7), 2)
     reference = table_of(tmp_path / "reference", source.drawn(12, 2, 8), 2)
-    found = contrast(EntryScores(SHAPES, source.weights), data, reference, TIMES, is_paired=False, seed=0)
+    found = contrast(EntryScores(SHAPES, source.weights), data, reference, TIMES, seed=0)
     assert found.is_specific
     assert int(found.layers.argmax()) == 2
     assert float(np.delete(found.layers, 2).max()) < 0.3 * found.layers[2]
@@ -234,7 +233,7 @@ def test_energies_are_weighted_for_the_focus(tmp_path: Path) -> None:
     table = DrawTable(tmp_path / "t", num_layers=1, num_entries=1)
     for number, (timestep, energy) in enumerate([(0.1, 1.0), (0.3, 3.0), (0.8, 100.0)]):
         look = Look(number=number, item=number, visit=0, draw=Draw(seed=0, timestep=timestep))
-        table.add([look], [number], torch.full((1, 1), energy), torch.zeros(1, 1), {}, num_passes=1)
+        table.add([look], torch.full((1, 1), energy), torch.zeros(1, 1), {}, num_passes=1)
     times = Timesteps(Drawn(), focus_named("uniform"))
     songs = songs_of(table, times, focus_named("texture"))
     assert float(energy_scores(table.energy, songs, np.ones((1, 3))).values[0]) == pytest.approx(2.0)

@@ -106,7 +106,9 @@ class Analysis:
                     return False
                 self.measurer.measure(group)
                 if self.reference is not None:
-                    self.reference.measure(group)
+                    # Songs without a partner are not held against anything.
+                    paired = [look for look in group if look.item < len(self.reference.examples)]
+                    self.reference.measure(paired)
                 for each in tables:
                     each.num_looks += len(group)
                 self._check()

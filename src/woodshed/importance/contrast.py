@@ -1,10 +1,10 @@
 """How specific to its data a map is: the data's gradients held against a reference's.
 
-For each layer, D^2 = |mean g over the data - mean g over the reference|^2. Relabelling songs (which of them are data,
-which reference) shows what chance makes of it: a layer's contrast is D^2 less its mean under relabelling, over the
-reference's mean |g|^2. Whether all layers together differ is a test, with each layer's excess in units of its standard
-deviation under relabelling. Where data and reference have the same songs, as with silence or permuted captions, labels
-are swapped within each song, which takes out all that the two have in common.
+Each song of the data has a partner: itself in silence or with other words, or a song of another folder. Partners are
+looked at with the same timesteps and noise. For each layer, D^2 = |mean g over the data - mean g over the reference|^2.
+Swapping labels within pairs shows what chance makes of it, shared noise included: a layer's contrast is D^2 less its
+mean under swapping, over the reference's mean |g|^2. Whether all layers together differ is a test, with each layer's
+excess in units of its standard deviation under swapping.
 
 Source: Gretton et al. 2012, "A kernel two-sample test": this is the maximum mean discrepancy with the inner product of
 gradients as its kernel, and its permutation test.
@@ -23,7 +23,7 @@ from woodshed.importance.focus import Timesteps
 from woodshed.importance.resampling import spearman
 from woodshed.importance.scores import EntryScores, energy_scores, songs_of
 
-RELABELLINGS = 999
+SWAPS = 999
 SPECIFIC_P = 0.05
 HALVES = 20
 
@@ -35,7 +35,7 @@ class Contrast:
     layers: Float64[np.ndarray, " layer"]
     """Excess of D^2 over the energy of the reference; 0 where there is none."""
     p_value: float
-    """Share of relabellings that differ as much over all layers, the true labels counted in."""
+    """Share of swaps that differ as much over all layers, the true labels counted in."""
 
     @property
     def is_specific(self) -> bool:
@@ -48,21 +48,13 @@ def contrast(
     reference: DrawTable,
     timesteps: Timesteps,
     *,
-    is_paired: bool,
     seed: int,
 ) -> Contrast:
-    """Test over songs, for the focus that was asked for.
-
-    Args:
-        is_paired: both tables hold the same songs, by number.
-    """
+    """Test over songs, for the focus that was asked for."""
     songs = [songs_of(table, timesteps, timesteps.asked) for table in (data, reference)]
-    if is_paired:
-        common, *places = np.intersect1d(songs[0].items, songs[1].items, return_indices=True)
-        songs = [each.only(place) for each, place in zip(songs, places, strict=True)]
-        labels = _swapped(len(common), seed)
-    else:
-        labels = _shuffled(len(songs[0].items), len(songs[1].items), seed)
+    common, *places = np.intersect1d(songs[0].items, songs[1].items, return_indices=True)
+    songs = [each.only(place) for each, place in zip(songs, places, strict=True)]
+    labels = _swapped(len(common), seed)
     energy = energy_scores(reference.energy, songs[1], np.ones((1, len(songs[1].items)))).values
     columns = []
     for layer in range(entries.num_layers):
@@ -70,7 +62,7 @@ def contrast(
             entries.song_sums(table, each, layer) / np.maximum(each.totals, 1e-30)[:, None]
             for table, each in zip((data, reference), songs, strict=True)
         ]
-        points = rows[0] - rows[1] if is_paired else np.concatenate(rows) - np.concatenate(rows).mean(axis=0)
+        points = rows[0] - rows[1]
         kernel = points @ points.T
         columns.append(((labels @ kernel) * labels).sum(axis=1))
     squares = np.stack(columns, axis=1)
@@ -80,7 +72,7 @@ def contrast(
     usable = spread > 1e-12 * max(float(np.abs(squares).max()), 1e-300)
     scaled = np.where(usable, (squares - by_chance.mean(axis=0)) / np.where(usable, spread, 1.0), 0.0)
     # Squares, so that a few layers that differ are not drowned by many that do not; the true labels are one of the
-    # relabellings.
+    # swaps.
     overall = np.square(np.maximum(scaled, 0.0)).mean(axis=1)
     p_value = float((overall >= overall[0] - 1e-12).mean())
     layers = np.where(energy > 0, excess / np.where(energy > 0, energy, 1.0), 0.0)
@@ -119,12 +111,5 @@ def halves_correlation(
 
 def _swapped(num_songs: int, seed: int) -> Float64[np.ndarray, "labelling song"]:
     """Signs of each song's difference: all positive first, then at random."""
-    signs = generator(seed, num_songs, "swapped").integers(0, 2, (RELABELLINGS, num_songs)) * 2.0 - 1.0
+    signs = generator(seed, num_songs, "swapped").integers(0, 2, (SWAPS, num_songs)) * 2.0 - 1.0
     return np.concatenate([np.ones((1, num_songs)), signs]) / num_songs
-
-
-def _shuffled(num_data: int, num_reference: int, seed: int) -> Float64[np.ndarray, "labelling song"]:
-    """1 / n for songs that count as data, -1 / n for those of the reference: the true labels first."""
-    chance = generator(seed, num_data, num_reference, "shuffled")
-    true = np.concatenate([np.full(num_data, 1 / num_data), np.full(num_reference, -1 / num_reference)])
-    return np.stack([true, *(chance.permutation(true) for _ in range(RELABELLINGS))])

@@ -90,7 +90,6 @@ class DrawTable:
     def add(
         self,
         looks: Sequence[Look],
-        songs: Sequence[int],
         energy: Float32[Tensor, "draw layer"],
         entries: Float32[Tensor, "draw entry"],
         sensitivity: Mapping[int, Float32[Tensor, " layer"]],
@@ -100,14 +99,13 @@ class DrawTable:
         """Take in a batch. Its entries go to disk at once; it counts from the next `commit` on.
 
         Args:
-            songs: number of the song that each look was at.
             sensitivity: of some of the looks, by their place in the batch.
             num_passes: backward passes that the energies took.
         """
         with (self.folder / ENTRIES).open("ab") as file:
             file.write(np.ascontiguousarray(entries.numpy(), np.float32).tobytes())
         for place, look in enumerate(looks):
-            self.items.append(songs[place])
+            self.items.append(look.item)
             self.numbers.append(look.number)
             self.visits.append(look.visit)
             self.timesteps.append(look.draw.timestep)

@@ -26,7 +26,7 @@ DRAWS_SUFFIX = ".draws.safetensors"
 
 def draws_path(map_file: Path) -> Path:
     """`fisher_map.draws.safetensors` beside `fisher_map.json`."""
-    return map_file.with_suffix(DRAWS_SUFFIX)
+    return map_file.with_name(map_file.name.removesuffix(".json") + DRAWS_SUFFIX)
 
 
 def save_draws(path: Path, analysis: Analysis) -> None:

@@ -36,6 +36,18 @@ _MOST_FAULTS = 5
 _ANALYSE = "make it anew with `woodshed analyze`"
 
 
+MAP_NAME = "fisher_map.json"
+
+
+def map_at(path: Path) -> Path:
+    """The map that a path stands for: itself, or `fisher_map.json` in it where it is a folder or has no suffix.
+
+    >>> map_at(Path("songs")).as_posix(), map_at(Path("my_map.json")).as_posix()
+    ('songs/fisher_map.json', 'my_map.json')
+    """
+    return path / MAP_NAME if path.is_dir() or (not path.suffix and not path.is_file()) else path
+
+
 def read_map(path: Path) -> FisherMap:
     """Read a map of ours or of Side-Step's.
 

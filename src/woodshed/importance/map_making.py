@@ -63,12 +63,12 @@ class Findings:
     density_std: Float64[np.ndarray, " layer"]
 
 
-def findings(analysis: Analysis, *, reference_kind: str | None, is_paired: bool) -> Findings:
+def findings(analysis: Analysis, *, reference_kind: str | None) -> Findings:
     """All that is to be said of a finished analysis."""
     scoring = analysis.scoring(resamples=RESAMPLES)
     allocation = analysis.allocation(scoring)
     score = analysis.request.score
-    compared = _compared(analysis, is_paired=is_paired)
+    compared = _compared(analysis)
     profiles = {focus.name: _profiles(analysis, scoring, focus) for focus in analysis.timesteps.focuses}
     if compared is not None:
         asked = profiles[analysis.timesteps.asked.name]
@@ -95,7 +95,7 @@ def findings(analysis: Analysis, *, reference_kind: str | None, is_paired: bool)
     )
 
 
-def _compared(analysis: Analysis, *, is_paired: bool) -> Contrast | None:
+def _compared(analysis: Analysis) -> Contrast | None:
     if analysis.reference is None:
         return None
     return contrast(
@@ -103,7 +103,6 @@ def _compared(analysis: Analysis, *, is_paired: bool) -> Contrast | None:
         analysis.measurer.table,
         analysis.reference.table,
         analysis.timesteps,
-        is_paired=is_paired,
         seed=analysis.plan.seed,
     )
 

@@ -42,10 +42,6 @@ class Examples(Protocol):
 
     def name(self, song: int) -> str: ...
 
-    def song(self, item: int, visit: int) -> int:
-        """Number of the song that is looked at; for a reference it need not be the one that the plan names."""
-        ...
-
     def example(self, item: int, visit: int) -> Any:
         """What the model's loss looks at: the crop that this visit sees. Raises `ItemError` if there is none."""
         ...
@@ -98,13 +94,12 @@ class Measurer:
             self._pass([look for look, _ in batch], [example for _, example in batch])
 
     def _example(self, look: Look) -> Any:
-        song = self.examples.song(look.item, look.visit)
-        if song in self.failures:
+        if look.item in self.failures:
             return None
         try:
             return self.examples.example(look.item, look.visit)
         except ItemError as error:
-            self.failures[song] = str(error)
+            self.failures[look.item] = str(error)
             return None
 
     def _pass(self, looks: Sequence[Look], examples: Sequence[Any]) -> None:
@@ -125,14 +120,13 @@ class Measurer:
             for place, (look, example) in enumerate(zip(looks, examples, strict=True))
             if self._options.sensitivity and look.number % SENSITIVITY_EVERY == 0
         }
-        songs = [self.examples.song(look.item, look.visit) for look in looks]
-        self.table.add(looks, songs, measured.energy, measured.entries, sensitivity, num_passes=1)
+        self.table.add(looks, measured.energy, measured.entries, sensitivity, num_passes=1)
 
     def _refuse(self, looks: Sequence[Look]) -> None:
-        names = ", ".join(self.examples.name(self.examples.song(look.item, look.visit)) for look in looks)
+        names = ", ".join(self.examples.name(look.item) for look in looks)
         raise ModelError(
             f"the gradients of {names} are not finite",
-            hint="try --precision fp32; if that does not help, the checkpoint or these items are damaged",
+            hint="--precision fp32; if that does not help, the checkpoint or these items are damaged",
         )
 
     def _losses(self, examples: Sequence[Any], draws: Sequence[Draw]) -> Callable[[], Tensor]:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -27,7 +28,7 @@ from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.kept_draws import draws_path, save_draws
 from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import LookPlan
-from woodshed.importance.map_files import write_map
+from woodshed.importance.map_files import map_at, write_map
 from woodshed.importance.map_making import findings
 from woodshed.importance.measuring import Examples, Measurer, Measuring, entry_places
 from woodshed.importance.memory import PeakMemory, device_of
@@ -45,11 +46,12 @@ from woodshed.jobs.analyze_setup import (
     set_up,
     variant_of,
 )
+from woodshed.jobs.complaints import checked
+from woodshed.jobs.encode import Silent
 from woodshed.run.memory import is_out_of_memory
 from woodshed.run.stopping import StopSignals
 from woodshed.store.folder import HOME, Lock
 
-MAP_NAME = "fisher_map.json"
 MAX_FAILURES = 100
 """Listed in the report."""
 
@@ -60,6 +62,27 @@ class Gate:
 
     kind: Literal["turbo", "overwrite", "checkpoint"]
     question: str
+
+
+def analyze(dataset_dir: str | Path, /, *, observer: Observer | None = None, **settings: Any) -> AnalyzeReport:
+    """Measure what a model needs to learn from a folder; the same as `woodshed analyze` with these settings.
+
+    Args:
+        dataset_dir: folder that `woodshed songs`, `encode` or `speech` made.
+        settings: fields of `woodshed.jobs.analyze_settings.AnalyzeSettings`, by name.
+
+    Raises:
+        UsageError: the settings cannot work.
+        KeyboardInterrupt: it was stopped; the same call goes on.
+        WoodshedError: the analysis cannot go on. Songs that cannot be looked at do not raise: they are in the report.
+    """
+    made = checked(AnalyzeSettings, {"dataset_dir": dataset_dir} | settings)
+    report = run(made, observer=observer or Silent())
+    if isinstance(report, AnalyzeStopped):
+        raise KeyboardInterrupt
+    if not isinstance(report, AnalyzeReport):
+        raise TypeError("dry_run=True gives a plan: call woodshed.jobs.analyze.run")
+    return report
 
 
 def gates(settings: AnalyzeSettings) -> tuple[Gate, ...]:
@@ -84,11 +107,11 @@ TURBO = "Turbo models are distilled to a few steps and fragile: adapters can mak
 def map_path(settings: AnalyzeSettings) -> Path:
     """Where the map goes."""
     if settings.output is not None:
-        return settings.output / MAP_NAME if settings.output.is_dir() else settings.output
+        return map_at(settings.output)
     if settings.from_map is not None:
-        return settings.from_map
+        return map_at(settings.from_map)
     assert settings.dataset_dir is not None
-    return settings.dataset_dir / MAP_NAME
+    return map_at(settings.dataset_dir)
 
 
 def run(
@@ -109,8 +132,10 @@ def run(
     if output.exists() and not settings.yes and not settings.dry_run:
         raise UsageError(f"{output} exists", hint="--yes writes over it, --output puts the map elsewhere")
     if settings.from_map is not None:
+        _check_plots(settings)
         report = ranks_from_map(settings, rank_request(settings), output)
         return report if settings.dry_run else dataclasses.replace(report, plots=_plots(settings, report.map))
+    _check_plots(settings)
     with ExitStack() as held:
         return _measured(settings, output, observer, held)
 
@@ -149,7 +174,7 @@ def _measured(
         first = next(iter(analysis.measurer.failures.values()))
         raise UsageError(f"no song of {setup.examples.folder} can be looked at: {first}", hint="prepare them again")
     observer.message("working out intervals, ranks and what drives them")
-    found = findings(analysis, reference_kind=_reference_name(settings), is_paired=_is_paired(settings))
+    found = findings(analysis, reference_kind=_reference_name(settings))
     made = made_map(facts, found, analysis)
     # The draws first: a map without its draws has lost something, draws without a map are written over.
     with _disk_told(output):
@@ -157,6 +182,9 @@ def _measured(
     write_map(output, made)
     shutil.rmtree(work, ignore_errors=True)
     failures = [(setup.examples.name(song), why) for song, why in analysis.measurer.failures.items()]
+    if analysis.reference is not None:
+        other = analysis.reference
+        failures += [(f"{other.examples.name(song)} (reference)", why) for song, why in other.failures.items()]
     return AnalyzeReport(
         output=str(output),
         map=made,
@@ -245,12 +273,8 @@ def _measurer(setup: Setup, examples: Examples, folder: Path, options: Measuring
     return Measurer(setup.model, examples, table, setup.timesteps, options)
 
 
-def _is_paired(settings: AnalyzeSettings) -> bool:
-    return settings.reference in ("silence", "permuted")
-
-
 def _reference_name(settings: AnalyzeSettings) -> str | None:
-    if settings.reference is None or _is_paired(settings):
+    if settings.reference in (None, "silence", "permuted"):
         return settings.reference
     return Path(settings.reference).absolute().name
 
@@ -266,6 +290,17 @@ def _progress(plan: LookPlan, done: int, crop_s: float, started: float) -> Progr
         audio_now_s=done * (crop_s or 1.0),
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _check_plots(settings: AnalyzeSettings) -> None:
+    """Before hours of measuring: whether plots can be drawn in the end, and written."""
+    if settings.plots is None or settings.dry_run:
+        return
+    import_module("matplotlib")
+    try:
+        settings.plots.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--plots {settings.plots} cannot be made: {error.strerror}", hint="name another") from error
 
 
 def _plots(settings: AnalyzeSettings, made: FisherMap) -> tuple[str, ...]:

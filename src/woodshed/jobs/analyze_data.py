@@ -57,9 +57,6 @@ class FolderExamples:
         handed_out: Mapping[str, Any] = self._data[windows[(first + visit) % len(windows)]]
         return handed_out
 
-    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
-        return item
-
     def example(self, item: int, visit: int) -> Any:
         return self._model.example(self.stored(item, visit))
 
@@ -104,9 +101,6 @@ class SilentExamples:
     def name(self, item: int) -> str:
         return self._examples.name(item)
 
-    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
-        return item
-
     def example(self, item: int, visit: int) -> Any:
         return self._silent(self._examples.example(item, visit))
 
@@ -137,9 +131,6 @@ class PermutedExamples:
     def name(self, item: int) -> str:
         return self._examples.name(item)
 
-    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
-        return item
-
     def example(self, item: int, visit: int) -> Any:
         own, other = self._examples.stored(item, visit), self._examples.stored(self._partner[item], visit)
         words = _words(other)
@@ -152,24 +143,22 @@ class PermutedExamples:
         )
 
 
-class Cycled:
-    """Songs of another folder, one after the other, in place of so many songs; a short folder comes round again."""
+class Partners:
+    """Songs of another folder, one for each song of the data as far as they go; which one, a seed says."""
 
-    def __init__(self, examples: FolderExamples, length: int) -> None:
-        self._examples, self._length = examples, length
+    def __init__(self, examples: FolderExamples, num_songs: int, *, seed: int) -> None:
+        self._examples = examples
+        order = generator(seed, "partners").permutation(len(examples)).tolist()
+        self._songs = order[:num_songs]
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._songs)
 
     def name(self, item: int) -> str:
-        return self._examples.name(item)
-
-    def song(self, item: int, visit: int) -> int:
-        return (item + visit * self._length) % len(self._examples)
+        return self._examples.name(self._songs[item])
 
     def example(self, item: int, visit: int) -> Any:
-        number = item + visit * self._length
-        return self._examples.example(number % len(self._examples), number // len(self._examples))
+        return self._examples.example(self._songs[item], visit)
 
 
 def data_digest(folder: Path) -> str:
@@ -202,10 +191,10 @@ def schema2_hash(folder: Path) -> str:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    files = (path for suffix in (SUFFIX, ".npy", ".json") for path in folder.rglob(f"*{suffix}"))
-    return sorted(
-        path for path in files if not path.name.endswith(STAGING_SUFFIX) and not path.name.startswith("fisher_map")
-    )
+    if is_side_step_folder(folder):
+        return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.endswith(STAGING_SUFFIX))
+    arrays = sorted(folder.rglob("*.npy"))
+    return [*arrays, *(sidecar for path in arrays if (sidecar := path.with_suffix(".json")).is_file())]
 
 
 def _opened(folder: Path, crop_s: float, seed: int) -> Dataset[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from woodshed.importance.fisher_map import FisherMap, LayerRecord, WoodshedPart
 from woodshed.importance.focus import focus_named
 from woodshed.importance.kept_draws import densities, draws_path
 from woodshed.importance.layers import LayerShape
-from woodshed.importance.map_files import read_map, schema2_fields, write_map
+from woodshed.importance.map_files import map_at, read_map, schema2_fields, write_map
 from woodshed.importance.map_making import allocation_record
 from woodshed.jobs.analyze_report import AnalyzeReport
 from woodshed.jobs.analyze_settings import AnalyzeSettings
@@ -29,10 +30,11 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
     """
     started = time.monotonic()
     assert settings.from_map is not None
-    old = read_map(settings.from_map)
+    source = map_at(settings.from_map)
+    old = read_map(source)
     if old.woodshed is None:
         raise UsageError(
-            f"{settings.from_map} is a map of Side-Step: scores of the layers that it excludes are not in it, nor the "
+            f"{source} is a map of Side-Step: scores of the layers that it excludes are not in it, nor the "
             "shapes of any",
             hint="measure with woodshed analyze --dataset-dir",
         )
@@ -52,6 +54,7 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
     if settings.dry_run:
         notes.append("dry run: the map was not written")
     else:
+        _keep_draws(source, output)
         write_map(output, new)
     return AnalyzeReport(
         output=str(output),
@@ -65,6 +68,16 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
     )
 
 
+def _keep_draws(source: Path, output: Path) -> None:
+    """The draws go along with the map: the new one is of them, too."""
+    old, new = draws_path(source), draws_path(output)
+    if old != new and old.is_file():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        part = new.with_suffix(".part")
+        shutil.copyfile(old, part)
+        part.replace(new)
+
+
 def _scores(settings: AnalyzeSettings, own: WoodshedPart, focus: str) -> dict[str, Scored]:
     """Of all layers, from the map's profile of a focus; of another focus from the draws that are kept beside it."""
     if focus in own.layers[0].profiles:
@@ -76,7 +89,7 @@ def _scores(settings: AnalyzeSettings, own: WoodshedPart, focus: str) -> dict[st
             hint=f"it has that of {', '.join(own.layers[0].profiles)}; --score density can be told for any, from the "
             "draws that are kept beside the map",
         )
-    return densities(draws_path(settings.from_map), own, focus_named(focus))
+    return densities(draws_path(map_at(settings.from_map)), own, focus_named(focus))
 
 
 def _scored(layer: LayerRecord, focus: str, settings: AnalyzeSettings) -> Scored:

@@ -149,7 +149,7 @@ def _own_part(facts: MapFacts, found: Findings, analysis: Analysis, used: list[s
         reference = reference.model_copy(update={"digest": facts.reference_digest})
     return WoodshedPart(
         versions=versions(),
-        backend=settings.backend,
+        backend=_portable(settings.backend),
         seed=settings.seed,
         precision=facts.precision,
         device=facts.device,
@@ -180,6 +180,12 @@ def _own_part(facts: MapFacts, found: Findings, analysis: Analysis, used: list[s
         trace=found.trace,
         reference=reference,
     )
+
+
+def _portable(backend: str) -> str:
+    """The name of a model's file, and not where it lies on this machine."""
+    place, colon, name = backend.rpartition(":")
+    return f"{Path(place).name}{colon}{name}" if place.endswith(".py") else backend
 
 
 def _hidden_sizes(shapes: tuple[LayerShape, ...]) -> dict[str, list[int]]:

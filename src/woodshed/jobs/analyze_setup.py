@@ -19,7 +19,7 @@ from woodshed.importance.looks import LookPlan, plan_looks
 from woodshed.importance.measuring import SKETCH_RANK, Examples, Measuring
 from woodshed.importance.memory import device_of
 from woodshed.jobs import user_settings
-from woodshed.jobs.analyze_data import Cycled, FolderExamples, PermutedExamples, SilentExamples
+from woodshed.jobs.analyze_data import FolderExamples, Partners, PermutedExamples, SilentExamples
 from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.model import pick_device
 
@@ -171,7 +171,7 @@ def _reference(settings: AnalyzeSettings, model: Trainable, examples: FolderExam
     if settings.reference == "permuted":
         return PermutedExamples(examples, model, seed=settings.seed)
     other = FolderExamples(Path(settings.reference), model, crop_s=settings.crop_s, seed=settings.seed)
-    return Cycled(other, len(examples))
+    return Partners(other, len(examples), seed=settings.seed)
 
 
 def _check_focus(settings: AnalyzeSettings, timesteps: Timesteps) -> None:
