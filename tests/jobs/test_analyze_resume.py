@@ -42,7 +42,13 @@ def ended(folder: Path, latents: Path, *more: str, **order: Any) -> dict[str, An
     return report
 
 
-@pytest.mark.parametrize("more", [(), ("--reference", "permuted")], ids=["alone", "with a reference"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="alone"),
+        pytest.param(("--reference", "permuted"), id="with a reference", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_runs_go_on(tmp_path: Path, latents: Path, more: tuple[str, ...]) -> None:
     flags = ["--runs", "60", "--max-relative-error", "0.001", *more]
     report = ended(tmp_path, latents, *flags, signal="SIGKILL", ends=3)
