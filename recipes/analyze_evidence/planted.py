@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
 from woodshed.backends.tiny_dit import TinyDitBackend, TinyDitExample, woodshed_tiny_dit  # noqa: E402
-from woodshed.importance.contrast import SPECIFIC_P, Contrast, contrast  # noqa: E402
+from woodshed.importance.contrast import SPECIFIC_P, SWAPS, Contrast, contrast  # noqa: E402
 from woodshed.importance.draw_table import DrawTable  # noqa: E402
 from woodshed.importance.focus import Timesteps, focus_named  # noqa: E402
 from woodshed.importance.layers import layer_shapes  # noqa: E402
@@ -46,8 +46,8 @@ STEPS = 16
 SIZES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 SIZES_WITHOUT_QK = (0.2, 0.5, 1.0, 2.0)
 BATCH = 8
-SHIPPED = "same draws, songs shuffled"
-IN_PAIRS = "same draws, swapped in pairs"
+IN_PAIRS, SHUFFLED, APART = "same draws, swapped in pairs", "same draws, songs shuffled", "own draws, songs shuffled"
+DESIGNS = (IN_PAIRS, SHUFFLED, APART)
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,6 @@ class Sampled:
 
     def name(self, song: int) -> str:
         return str(song)
-
-    def song(self, item: int, visit: int) -> int:  # noqa: ARG002 - every visit is to the song itself
-        return item
 
     def example(self, item: int, visit: int) -> TinyDitExample:  # noqa: ARG002
         return self.songs[item]
@@ -144,31 +141,34 @@ class Looking:
         return table
 
     def contrasted(self, data: DrawTable, reference: DrawTable, apart: DrawTable) -> dict[str, Contrast]:
-        """The contrast in three designs.
+        """The contrast in three designs; the first is `woodshed analyze`'s.
 
         Args:
             reference: looked at by the draws of the data.
             apart: the same songs, looked at by draws of its own.
         """
-        designs = {
-            SHIPPED: (reference, False),
-            IN_PAIRS: (reference, True),
-            "own draws, songs shuffled": (apart, False),
-        }
         return {
-            name: contrast(self.entries, data, other, self.timesteps, is_paired=is_paired, seed=0)
-            for name, (other, is_paired) in designs.items()
+            IN_PAIRS: contrast(self.entries, data, reference, self.timesteps, seed=0),
+            SHUFFLED: self.shuffled(data, reference),
+            APART: self.shuffled(data, apart),
         }
 
-    def over_chance(self, found: Contrast, data: DrawTable, reference: DrawTable) -> np.ndarray:
-        """Excess over what chance makes of it, in place of over the energy: for pairs."""
+    def shuffled(self, data: DrawTable, reference: DrawTable) -> Contrast:
+        """The same statistic, with labels that go to any song instead of being swapped in pairs."""
+        ours, other = self.by_song(data), self.by_song(reference)
+        true = np.concatenate([np.full(len(ours), 1 / len(ours)), np.full(len(other), -1 / len(other))])
+        chance = np.random.default_rng(0)
+        labels = np.stack([true, *(chance.permutation(true) for _ in range(SWAPS))])
+        rows = np.concatenate([ours, other]) - np.concatenate([ours, other]).mean(axis=0)
+        sizes = [min(ENTRIES, shape.num_weights) for shape in self.shapes]
+        kernels = [part @ part.T for part in np.split(rows, np.cumsum(sizes)[:-1], axis=1)]
+        squares = np.stack([((labels @ kernel) * labels).sum(axis=1) for kernel in kernels], axis=1)
+        excess = squares - squares[1:].mean(axis=0)
+        overall = np.square(np.maximum(excess / squares[1:].std(axis=0), 0.0)).mean(axis=1)
         songs = songs_of(reference, self.timesteps, self.timesteps.asked)
         energy = energy_scores(reference.energy, songs, np.ones((1, len(songs.items)))).values
-        squares = np.square(self.by_song(data) - self.by_song(reference)).mean(axis=0)
-        sizes = [min(ENTRIES, shape.num_weights) for shape in self.shapes]
-        chance = np.array([part.sum() for part in np.split(squares, np.cumsum(sizes)[:-1])]) * self.entries.scale
-        made: np.ndarray = found.layers * energy / chance
-        return made
+        p_value = float((overall >= overall[0] - 1e-12).mean())
+        return Contrast(layers=excess[0] * self.entries.scale / energy, p_value=p_value)
 
     def by_song(self, table: DrawTable) -> np.ndarray:
         """Mean sampled gradient of each song: (song, entry)."""
@@ -200,7 +200,6 @@ def cases(work: Path, args: argparse.Namespace, *, with_qk: bool = True) -> Iter
                     found = looking.contrasted(data, reference, apart)
                     keep(work, f"{size:g}-{seed}{'' if with_qk else '-without-qk'}", looking.by_song(data))
                     values = {name: each.layers for name, each in found.items()}
-                    values[IN_PAIRS + ", over chance"] = looking.over_chance(found[IN_PAIRS], data, reference)
                 yield {
                     "size": size,
                     "seed": seed,
@@ -260,21 +259,19 @@ def through_the_command(work: Path, size: float, seed: int, number: int) -> dict
 def table(found: dict[str, Any]) -> Iterator[str]:
     """What came out, as Markdown."""
     for title, rows in (("any layers", found["cases"]), ("neither q nor k", found["cases-without-qk"])):
-        names = list(rows[0]["auc"])
-        yield f"| {title}: size | output moves by | {' | '.join(f'AUC, {name}' for name in names)} |"
-        yield "| --- |" + " --- |" * (1 + len(names))
+        yield f"| {title}: size | output moves by | {' | '.join(f'AUC, {name}' for name in DESIGNS)} |"
+        yield "| --- |" + " --- |" * (1 + len(DESIGNS))
         for size, here in by_size(rows).items():
             moved = [row["output_change"] for row in here]
-            cells = [spread([row["auc"][name] for row in here]) for name in names]
+            cells = [spread([row["auc"][name] for row in here]) for name in DESIGNS]
             yield f"| {size:g} | {min(moved):.3f} to {max(moved):.3f} | {' | '.join(cells)} |"
         yield ""
-    designs = list(found["nulls"][0])
-    yield f"| called specific (p <= {SPECIFIC_P:g}) | {' | '.join(designs)} |"
-    yield "| --- |" + " --- |" * len(designs)
+    yield f"| called specific (p <= {SPECIFIC_P:g}) | {' | '.join(DESIGNS)} |"
+    yield "| --- |" + " --- |" * len(DESIGNS)
     sets = {f"size {size:g}": [row["p_value"] for row in rows] for size, rows in by_size(found["cases"]).items()}
     for title, values in ({"unperturbed": found["nulls"]} | sets).items():
-        called = [sum(p[name] <= SPECIFIC_P for p in values) for name in designs]
-        halves = [statistics.median(p[name] for p in values) for name in designs]
+        called = [sum(p[name] <= SPECIFIC_P for p in values) for name in DESIGNS]
+        halves = [statistics.median(p[name] for p in values) for name in DESIGNS]
         cells = [f"{n} of {len(values)} (median p {p:.3f})" for n, p in zip(called, halves, strict=True)]
         yield f"| {title} | {' | '.join(cells)} |"
     yield ""
@@ -317,7 +314,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         ("C0", "three of all 66 layers", found["cases"]),
         ("C1", "three of the 42 that are neither q nor k", found["cases-without-qk"]),
     ):
-        curve = {size: [row["auc"][SHIPPED] for row in here] for size, here in by_size(rows).items()}
+        curve = {size: [row["auc"][IN_PAIRS] for row in here] for size, here in by_size(rows).items()}
         axes.plot(list(curve), [statistics.mean(values) for values in curve.values()], color=colour, label=title)
         for size, values in curve.items():
             axes.scatter([size] * len(values), values, s=12, color=colour, alpha=0.5)
