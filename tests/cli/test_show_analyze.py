@@ -79,7 +79,7 @@ def shown_ranks(views: tuple[LayerView, ...], width: int) -> dict[tuple[str, str
     return found
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(20, 130))
 def test_the_grid_shows_each_layers_rank_in_its_place_at_any_width(width: int) -> None:
     views = layer_views(MAP)
@@ -96,6 +96,7 @@ def test_a_layer_without_adapter_and_one_that_a_block_lacks_look_different() -> 
     assert second.split() == ["1", "32"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=400), st.integers(20, 100))
 def test_the_histogram_counts_every_layer_and_fits(ranks: list[int], width: int) -> None:
     lines = list(histogram_lines(ranks, width))
@@ -104,6 +105,7 @@ def test_the_histogram_counts_every_layer_and_fits(ranks: list[int], width: int)
     assert all(("#" in line) == (line.split()[-1] != "0") for line in lines)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1e6), st.floats(1.0, 1e3), st.integers(3, 40))
 def test_the_value_lies_on_its_interval(value: float, reach: float, width: int) -> None:
     bar = interval_bar(value, value / reach, value * reach, scale=(0.25, 8.0), width=width)

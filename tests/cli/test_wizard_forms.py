@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cli.asking import BACK, Scripted
@@ -145,6 +145,7 @@ def test_the_script_does_what_the_wizard_would_have_done(here: Path) -> None:
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(words, words, st.lists(words, max_size=3), st.booleans(), st.integers(0, 99), st.floats(-60, 0))
 def test_the_command_line_gives_the_same_settings(
     folder: str, model: str, options: list[str], flag: bool, seed: int, level: float

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodshed.importance.allocation import RankRequest, allocate
@@ -75,6 +75,7 @@ def problems(draw: st.DrawFn, *, most_layers: int = 12) -> tuple[list[LayerShape
     }  # fmt: skip
 
 
+@settings(deadline=None)
 @given(problems(), st.floats(0, 1))
 def test_a_budget_is_never_exceeded_and_what_is_left_buys_nothing(problem: Any, share: float) -> None:
     shapes, scores, bounds = problem
@@ -92,6 +93,7 @@ def test_a_budget_is_never_exceeded_and_what_is_left_buys_nothing(problem: Any, 
         assert not higher or (higher[0] - rank) * shape.price > budget - spent
 
 
+@settings(deadline=None)
 @given(problems())
 def test_the_median_is_within_a_step_wherever_sizes_allow(problem: Any) -> None:
     shapes, scores, bounds = problem
@@ -114,6 +116,7 @@ def gain(shapes: Sequence[LayerShape], scores: Mapping[str, Scored], ranks: Mapp
     return sum(scores[shape.name].value * math.sqrt(shape.price) * math.log(ranks[shape.name]) for shape in shapes)
 
 
+@settings(deadline=None)
 @given(problems(most_layers=3), st.floats(0, 1))
 def test_no_other_ranks_gain_more_for_as_many_parameters(problem: Any, share: float) -> None:
     shapes, scores, bounds = problem
@@ -139,6 +142,7 @@ def test_no_other_ranks_gain_more_for_as_many_parameters(problem: Any, share: fl
     assert gain(shapes, scores, passed.ranks) >= best - 1e-6 * abs(best)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(-(10**8), 10**8), min_size=2, max_size=20, unique=True), st.floats(0, 2), st.integers(16, 64),
     st.sampled_from(["wg", "density"]), st.booleans(),
@@ -156,6 +160,7 @@ def test_of_equal_layers_the_higher_score_never_gets_the_lower_rank(
     assert ranks == sorted(ranks)
 
 
+@settings(deadline=None)
 @given(problems(), st.floats(1e-3, 1e3))
 def test_the_scale_of_scores_changes_nothing(problem: Any, scale: float) -> None:
     shapes, scores, bounds = problem

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.importance.example_map import example_map, layer_names
@@ -191,12 +191,14 @@ def test_files_are_compared_by_their_paths(tmp_path: Path) -> None:
         compare_report(paths[0], tmp_path / "none.json")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.floats(0.0, 60.0))
 def test_student_p_is_a_probability_that_falls(df: int, t: float) -> None:
     assert 0.0 <= student_p(t + 0.5, df) <= student_p(t, df) + 1e-14 <= 1.0 + 1e-14
     assert student_p(-t, df) == student_p(t, df)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=30))
 def test_holm_rejects_all_that_bonferroni_does_and_only_the_smallest(p_values: list[float]) -> None:
     p = np.array(p_values)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.importance.example_map import example_map, layer_names
@@ -188,6 +188,7 @@ def test_a_newer_map_is_refused_and_an_older_one_is_read_with_a_note(tmp_path: P
 
 
 def test_whatever_is_wrong_with_a_map_it_is_read_or_refused(tmp_path: Path) -> None:
+    @settings(deadline=None)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         content = damaged(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,63 @@ def test_energies_are_weighted_for_the_focus(tmp_path: Path) -> None:
     times = Timesteps(Drawn(), focus_named("uniform"))
     songs = songs_of(table, times, focus_named("texture"))
     assert float(energy_scores(table.energy, songs, np.ones((1, 3))).values[0]) == pytest.approx(2.0)
+
+
+def test_one_song_alone_says_nothing_of_signal(tmp_path: Path) -> None:
+    # What is left of three equal squares less three of them is rounding, and was taken for a value.
+    source = Gradients(mean=0.3)
+    table = table_of(tmp_path / "t", source.drawn(3, 2, 0), 2)
+    songs = songs_of(table, TIMES, TIMES.asked)
+    counts = np.diag([3.0, 3.0, 3.0])
+    found = EntryScores(SHAPES, source.weights).signal(table, songs, counts)
+    assert np.isnan(found.resamples).all()
+    assert np.isfinite(found.values).all()
+
+
+def test_few_pairs_are_no_ground_for_a_verdict(tmp_path: Path) -> None:
+    source, other = Gradients(mean=0.3), Gradients(mean=3.0, seed=9)
+    entries = EntryScores(SHAPES, source.weights)
+    for num_songs, wanted in ((4, None), (12, True)):
+        data = table_of(tmp_path / f"d{num_songs}", other.drawn(num_songs, 2, 7), 2)
+        reference = table_of(tmp_path / f"r{num_songs}", source.drawn(num_songs, 2, 8), 2)
+        assert contrast(entries, data, reference, TIMES, seed=0).is_specific is wanted
+
+
+def test_leaving_out_a_song_is_held_against_the_same_kind_of_score(tmp_path: Path) -> None:
+    source = Gradients(mean=0.1)
+    drawn = source.drawn(10, 4, 0).reshape(10, 4, NUM_LAYERS, NUM_ENTRIES)
+    drawn[6, :, 1] += 6.0
+    table = table_of(tmp_path / "t", drawn.reshape(40, NUM_LAYERS, NUM_ENTRIES), 4)
+    songs = songs_of(table, TIMES, TIMES.asked)
+    shares = leverage(*EntryScores(SHAPES, source.weights).rest_without(table, songs))
+    assert int(shares.argmax()) == 6
+    assert shares[6] > 0.6
+
+
+def test_what_is_cut_off_is_not_counted(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t", Gradients(mean=0.3).drawn(4, 2, 0), 2)
+    assert table.num_passes == 8
+    look = Look(number=8, item=0, visit=2, draw=Draw(seed=1, timestep=0.1))
+    row = torch.zeros(1, NUM_LAYERS * NUM_ENTRIES)
+    table.add([look], torch.ones(1, NUM_LAYERS), row, {0: torch.ones(NUM_LAYERS)}, num_passes=1)
+    assert table.num_passes == 10
+    table.cut(8)
+    assert table.num_passes == 8
+
+
+def test_sampled_entries_leave_something_open(tmp_path: Path) -> None:
+    """Of equal gradients over all songs a bootstrap over songs alone would be sure to the last digit."""
+    shapes = [dataclasses.replace(shape, num_weights=48_000) for shape in SHAPES]
+    source = Gradients(mean=1.0)
+    same = np.broadcast_to(source.mean, (20, NUM_LAYERS, NUM_ENTRIES))
+    table = table_of(tmp_path / "t", same, 2)
+    songs = songs_of(table, TIMES, TIMES.asked)
+    counts = song_counts(10, seed=0)
+    spreads = {}
+    for name, of in (("all", SHAPES), ("sampled", shapes)):
+        found = EntryScores(of, source.weights).wg(table, songs, counts)
+        spreads[name] = float(np.log(found.resamples).std(axis=0).mean())
+    each = [np.abs(m) * w for m, w in zip(source.mean, source.weights, strict=True)]
+    expected = float(np.mean([values.std() / values.mean() / np.sqrt(NUM_ENTRIES) for values in each]))
+    assert spreads["all"] < 1e-6
+    assert spreads["sampled"] == pytest.approx(expected, rel=0.2)

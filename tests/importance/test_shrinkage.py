@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodshed.importance.shrinkage import shrink, spread_of
@@ -42,6 +42,7 @@ def test_beliefs_are_nearer_to_the_truth_than_values() -> None:
     assert np.mean((believed - truth) ** 2) < 0.2 * np.mean((values - truth) ** 2)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-20, 20), st.one_of(st.floats(0, 10), st.just(np.inf))), min_size=1, max_size=30),
     st.floats(-5, 5),

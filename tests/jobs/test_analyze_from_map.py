@@ -207,3 +207,23 @@ def test_a_map_is_compared_with_one_of_side_step(map_file: Path, tmp_path: Path)
     report = compared(map_file, GOLDEN / "fisher_map_tiny_balanced.json")
     assert report.num_common > 0
     assert not any(layer.is_distinct for layer in report.layers)
+
+
+def test_the_sidestep_rule_finds_the_effective_ranks_again(tmp_path: Path) -> None:
+    latents = encoded(tmp_path, count=3)
+    made = analyze(latents, output=tmp_path / "a.json", allocator="sidestep", rank_multiple=8, rank_max=24)
+    again = run_anew(tmp_path / "a.json", tmp_path / "b.json", allocator="sidestep")
+    once_more = run_anew(tmp_path / "b.json", tmp_path / "c.json", allocator="sidestep")
+    assert made.map.rank_pattern == again.map.rank_pattern == once_more.map.rank_pattern
+    plain = analyze(latents, output=tmp_path / "d.json")
+    without = run_anew(Path(plain.output), tmp_path / "e.json", allocator="sidestep")
+    assert any("no effective ranks" in note for note in without.notes)
+
+
+def run_anew(source: Path, output: Path, **more: Any) -> AnalyzeReport:
+    return analyze_anew(source, output=output, rank_multiple=8, **more)
+
+
+def test_spectra_are_of_the_focus_that_was_measured(map_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="spectra for --timestep-focus balanced only, not for texture"):
+        analyze_anew(map_file, output=tmp_path / "b.json", timestep_focus="texture", score="spectrum")

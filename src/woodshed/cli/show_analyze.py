@@ -237,7 +237,11 @@ def _specific(ours: WoodshedPart) -> str:
     reference = ours.reference
     if reference is None:
         return ""
-    verdict = "yes, to this data" if reference.is_specific else "no: the map tells of the model, hardly of this data"
+    verdict = {
+        True: "yes, to this data",
+        False: "no: the map tells of the model, hardly of this data",
+        None: "cannot be told: too few songs have a partner in the reference",
+    }[reference.is_specific]
     return (
         f"{verdict} (scores on {reference.kind} correlate {reference.rank_correlation:.2f} with these,"
         f" those of two halves of the data {reference.ceiling:.2f}; p = {reference.p_value:.2g})"

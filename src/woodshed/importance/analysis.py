@@ -94,11 +94,10 @@ class Analysis:
         """
         table = self.measurer.table
         tables = [table] if self.reference is None else [table, self.reference.table]
-        committed = time.monotonic()
+        committed, took_s = time.monotonic(), 0.0
         with ExitStack() as watched:
-            for measurer in (self.measurer, self.reference):
-                if measurer is not None:
-                    watched.enter_context(measurer.probe.attached())
+            for measurer in self._measurers:
+                watched.enter_context(measurer.probe.attached())
             planned = islice(looks(self.plan, self.timesteps), table.num_looks, None)
             while not self.is_stable and (group := list(islice(planned, CHECK_DRAWS))):
                 if is_stopped():
@@ -113,11 +112,18 @@ class Analysis:
                     each.num_looks += len(group)
                 self._check()
                 progress(table.num_looks)
-                if time.monotonic() - committed > COMMIT_EVERY_S:
+                # What is written may be large: a twentieth of the time at most goes into writing it.
+                if time.monotonic() - committed > max(COMMIT_EVERY_S, 20 * took_s):
+                    started = time.monotonic()
                     self._commit()
                     committed = time.monotonic()
+                    took_s = committed - started
         self._commit()
         return True
+
+    @property
+    def _measurers(self) -> list[Measurer]:
+        return [self.measurer] if self.reference is None else [self.measurer, self.reference]
 
     @property
     def reason(self) -> Reason:
@@ -139,7 +145,7 @@ class Analysis:
         signal = self.entries.signal(table, songs, counts) if with_signal else nothing
         made = None
         if with_spectra:
-            energies = [float(max(value, 0.0)) for value in np.nan_to_num(signal.values)]
+            energies = self.entries.raw(table, songs).tolist()
             made = spectra(self.measurer, total_weight=float(songs.totals.sum()), energies=energies)
         return Scoring(
             songs=songs,
@@ -192,7 +198,8 @@ class Analysis:
             "moved": self.checks.moved,
             "errors": [error if np.isfinite(error) else None for error in self.checks.errors],
             "is_stable": self.is_stable,
-            "failures": [[song, why] for song, why in self.measurer.failures.items()],
+            "is_batched": self.measurer.is_batched,
+            "failures": [[[song, why] for song, why in each.failures.items()] for each in self._measurers],
         }
         # The reference first: where the data's table is behind, the reference's is cut to its length.
         if self.reference is not None:
@@ -202,7 +209,11 @@ class Analysis:
     def _resumed(self) -> bool:
         """Take over the checks of an earlier run that was after the same ranks."""
         notes = self.measurer.table.notes
-        self.measurer.failures |= {int(song): str(why) for song, why in notes.get("failures", ())}
+        for each, failures in zip(self._measurers, notes.get("failures", ()), strict=False):
+            each.failures |= {int(song): str(why) for song, why in failures}
+        if "is_batched" in notes:
+            for each in self._measurers:
+                each.decided(is_batched=bool(notes["is_batched"]))
         if notes.get("request") != self._decision():
             return False
         self.checks.ranks = list(notes["ranks"])

@@ -25,6 +25,8 @@ from woodshed.importance.scores import EntryScores, energy_scores, songs_of
 
 SWAPS = 999
 SPECIFIC_P = 0.05
+FEWEST_PAIRS = 6
+"""Two in 2^6 swaps change nothing but the sign."""
 HALVES = 20
 
 
@@ -37,9 +39,12 @@ class Contrast:
     p_value: float
     """Share of swaps that differ as much over all layers, the true labels counted in."""
 
+    num_pairs: int
+
     @property
-    def is_specific(self) -> bool:
-        return self.p_value <= SPECIFIC_P
+    def is_specific(self) -> bool | None:
+        """None where there are so few pairs that no swap is rare enough."""
+        return None if self.num_pairs < FEWEST_PAIRS else self.p_value <= SPECIFIC_P
 
 
 def contrast(
@@ -76,7 +81,7 @@ def contrast(
     overall = np.square(np.maximum(scaled, 0.0)).mean(axis=1)
     p_value = float((overall >= overall[0] - 1e-12).mean())
     layers = np.where(energy > 0, excess / np.where(energy > 0, energy, 1.0), 0.0)
-    return Contrast(layers=layers, p_value=p_value)
+    return Contrast(layers=layers, p_value=p_value, num_pairs=len(common))
 
 
 def halves_correlation(

@@ -49,8 +49,8 @@ class DrawTable:
         """Looks that were made; those at items that cannot be looked at left no draw."""
         self.notes: dict[str, Json] = {}
         """What else a resumed run has to know."""
-        self.num_passes = 0
-        self.num_sensitivity_passes = 0
+        self._passes: list[int] = []
+        """Backward passes by draw: all of a batch's stand at its first."""
         self.sums: dict[str, Tensor] = {}
         """What mean gradients are made of, as of the last draw; filled in by whoever measures."""
         try:
@@ -64,6 +64,11 @@ class DrawTable:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def num_passes(self) -> int:
+        """Backward passes, those for sensitivity included."""
+        return sum(self._passes) + sum(values is not None for values in self._sensitivity)
 
     @property
     def energy(self) -> Float32[np.ndarray, "draw layer"]:
@@ -112,8 +117,7 @@ class DrawTable:
             self._energy.append(energy[place].numpy())
             found = sensitivity.get(place)
             self._sensitivity.append(None if found is None else found.numpy())
-        self.num_passes += num_passes
-        self.num_sensitivity_passes += len(sensitivity)
+        self._passes += [num_passes] + [0] * (len(looks) - 1)
 
     def cut(self, num_looks: int) -> None:
         """Forget what was measured after so many looks.
@@ -124,7 +128,15 @@ class DrawTable:
         num_draws = sum(number < num_looks for number in self.numbers)
         if num_draws < len(self) and self.sums:
             raise ValueError("sums of gradients cannot be cut")
-        for rows in (self.items, self.numbers, self.visits, self.timesteps, self._energy, self._sensitivity):
+        for rows in (
+            self.items,
+            self.numbers,
+            self.visits,
+            self.timesteps,
+            self._energy,
+            self._sensitivity,
+            self._passes,
+        ):
             del rows[num_draws:]
         self.num_looks = min(self.num_looks, num_looks)
         os.truncate(self.folder / ENTRIES, 4 * num_draws * self.num_entries)
@@ -145,7 +157,8 @@ class DrawTable:
                 "energy": torch.from_numpy(self.energy),
                 "sensitivity_rows": torch.from_numpy(rows),
                 "sensitivity": torch.from_numpy(values),
-                "passes": torch.tensor([self.num_passes, self.num_sensitivity_passes, self.num_looks]),
+                "passes": torch.tensor(self._passes, dtype=torch.int64),
+                "num_looks": torch.tensor(self.num_looks),
                 **{_SUM + name: values for name, values in self.sums.items()},
             },
             notes=self.notes,
@@ -169,7 +182,7 @@ class DrawTable:
         self._energy = list(found["energy"].numpy())
         measured = dict(zip(found["sensitivity_rows"].tolist(), found["sensitivity"].numpy(), strict=True))
         self._sensitivity = [measured.get(row) for row in range(num_draws)]
-        self.num_passes, self.num_sensitivity_passes, self.num_looks = found["passes"].tolist()
+        self._passes, self.num_looks = found["passes"].tolist(), int(found["num_looks"])
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Json]) -> None:

@@ -139,6 +139,9 @@ class LayerRecord(_Part):
     spectrum_rest: float = Field(description="Squared singular values behind them, summed.")
     rank: int = Field(ge=0, description="0: no adapter.")
     alpha: float = Field(ge=0)
+    effective_rank: int = Field(
+        default=-1, description="Singular values of the weight with 95 % of its energy; -1: not asked for."
+    )
     rank_probability: dict[str, float] = Field(
         default_factory=dict, description="Rank -> share of bootstrap resamples that give it."
     )
@@ -188,7 +191,7 @@ class ReferenceRecord(_Part):
     rank_correlation: float = Field(description="Spearman's, between the scores on the data and on the reference.")
     ceiling: float = Field(description="The same between two halves of the data: what equal data would give.")
     p_value: float = Field(description="Share of relabelled song sets that differ from each other as much.")
-    is_specific: bool
+    is_specific: bool | None = Field(description="Null: too few songs have a partner for a test to say.")
 
 
 class WoodshedPart(_Part):

@@ -60,7 +60,6 @@ class _Pass:
     calls: dict[int, list[_Call]] = field(default_factory=dict)
     energy: dict[int, Tensor] = field(default_factory=dict)
     entries: dict[int, Tensor] = field(default_factory=dict)
-    held_bytes: int = 0
     trouble: Exception | None = None
 
 
@@ -85,8 +84,6 @@ class GradientProbe:
         self._entries = entries
         self._whole = whole
         self._now: _Pass | None = None
-        self.held_bytes = 0
-        """Most that the inputs of layers took, which a pass holds until their gradients come."""
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -146,7 +143,6 @@ class GradientProbe:
                 self._finish(now, index)
         finally:
             self._now = None
-        self.held_bytes = max(self.held_bytes, now.held_bytes)
         return self._collected(now, values.device)
 
     def _hook(self, index: int) -> Callable[..., None]:
@@ -164,7 +160,6 @@ class GradientProbe:
                 output.requires_grad_()
             call = _Call(tuple(_detached(arg) for arg in args), {k: _detached(v) for k, v in kwargs.items()})
             now.calls.setdefault(index, []).append(call)
-            now.held_bytes += sum(arg.nbytes for arg in call.args if isinstance(arg, Tensor))
             output.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: self._arrived(now, index, call, gradient)
             )
@@ -192,7 +187,7 @@ class GradientProbe:
         wants_entries = now.wants_entries
         wants_whole = self._whole is not None and len(now.weights) > 0
         if type(module) is nn.Linear:
-            inputs = torch.cat([_rows(call.args[0], now.num_examples) for call in calls], dim=1)
+            inputs = torch.cat([_rows(_input_of(call), now.num_examples) for call in calls], dim=1)
             outputs = torch.cat([_rows(call.gradient, now.num_examples) for call in calls], dim=1)
             if not wants_whole and _gram_is_cheaper(inputs, outputs):
                 now.energy[index] = _gram_energy(inputs, outputs)
@@ -223,7 +218,7 @@ class GradientProbe:
             now.entries[index] = torch.stack(entries)
 
     def _check_rows(self, now: _Pass, index: int, calls: Sequence[_Call]) -> None:
-        tensors = [t for call in calls for t in (*call.args[:1], call.gradient) if isinstance(t, Tensor)]
+        tensors = [t for call in calls for t in (_input_of(call), call.gradient) if isinstance(t, Tensor)]
         if len(calls) > 1 or any(t.ndim < 2 or t.shape[0] != now.num_examples for t in tensors):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
             raise RowsUnclear(f"layer {self._names[index]} saw {shapes} for {now.num_examples} examples")
@@ -243,6 +238,10 @@ class GradientProbe:
             for i, places in enumerate(self._entries)
         ]
         return Measured(energy.cpu(), torch.cat(rows, dim=1).cpu())
+
+
+def _input_of(call: _Call) -> Any:
+    return call.args[0] if call.args else next(iter(call.kwargs.values()), None)
 
 
 def _detached(value: Any) -> Any:

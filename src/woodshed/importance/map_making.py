@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from woodshed.contracts import Json
+from woodshed.errors import UsageError
 from woodshed.importance.allocation import Allocation, RankRequest
 from woodshed.importance.analysis import Analysis, Scoring
 from woodshed.importance.contrast import Contrast, contrast, halves_correlation
@@ -188,6 +189,7 @@ def _layers(
                 spectrum_rest=0.0 if spectrum is None else spectrum.rest,
                 rank=allocation.ranks.get(shape.name, 0),
                 alpha=allocation.alphas.get(shape.name, 0.0),
+                effective_rank=analysis.effective_ranks.get(shape.name, -1),
                 rank_probability=ranks[shape.name],
                 inclusion_probability=inclusion[shape.name],
                 group=int(groups[layer]),
@@ -242,7 +244,7 @@ def _convergence(analysis: Analysis) -> Convergence:
     tables = [table] if analysis.reference is None else [table, analysis.reference.table]
     return Convergence(
         reason=analysis.reason,
-        num_passes=sum(each.num_passes + each.num_sensitivity_passes for each in tables),
+        num_passes=sum(each.num_passes for each in tables),
         num_draws=len(table),
         num_checks=len(checks.moved),
         patience=checks.patience,
@@ -259,9 +261,7 @@ def _leverage(analysis: Analysis, scoring: Scoring, scored: Resampled, score: st
         without = density_without(table.energy, scoring.songs) / weights
         shares = leverage(scored.values, without)
     else:
-        without = analysis.entries.rest_without(table, scoring.songs)
-        sampled = analysis.entries.wg(table, scoring.songs, np.ones((1, len(scoring.songs.items)))).values
-        shares = leverage(sampled, without)
+        shares = leverage(*analysis.entries.rest_without(table, scoring.songs))
     order = np.argsort(-shares, kind="stable")[:MAX_LEVERAGE]
     names = analysis.measurer.examples
     return [{"id": names.name(int(scoring.songs.items[song])), "share": float(shares[song])} for song in order]
@@ -299,6 +299,11 @@ def _trace(analysis: Analysis) -> dict[str, Json]:
 def _reference(analysis: Analysis, scored: Resampled, compared: Contrast, kind: str, score: str) -> ReferenceRecord:
     assert analysis.reference is not None
     table = analysis.reference.table
+    if not len(table):
+        raise UsageError(
+            "not one song of the reference can be looked at, so there is nothing to hold the data against",
+            hint="another --reference, or none: what is measured of the data is kept",
+        )
     songs = songs_of(table, analysis.timesteps, analysis.timesteps.asked)
     everyone = np.ones((1, len(songs.items)))
     if score == "density":

@@ -86,10 +86,14 @@ class Measurer:
         self.is_batched = isinstance(model, LossOfMany) and options.batch_size > 1
         self._is_checked = False
 
+    def decided(self, *, is_batched: bool) -> None:
+        """Do as an earlier run did, which has looked whether batches can be trusted."""
+        self.is_batched, self._is_checked = is_batched, True
+
     def measure(self, looks: Sequence[Look]) -> None:
         """Make the passes of some looks, in batches of examples of one shape."""
-        seen = [(look, example) for look in looks if (example := self._example(look)) is not None]
         # The order is that of batches even where examples go one by one: a resumed run cannot know yet whether they do.
+        seen = [(look, example) for look in looks if (example := self._example(look)) is not None]
         for batch in _batches(seen, self._options.batch_size):
             self._pass([look for look, _ in batch], [example for _, example in batch])
 
@@ -111,7 +115,11 @@ class Measurer:
             return
         draws = [look.draw for look in looks]
         weights = self._timesteps.weights([draw.timestep for draw in draws], self._timesteps.asked).tolist()
-        measured = self.probe.measure(self._losses(examples, draws), num_examples=len(looks), weights=weights)
+        try:
+            measured = self.probe.measure(self._losses(examples, draws), num_examples=len(looks), weights=weights)
+        except RowsUnclear as error:
+            # Sums of gradients may hold a part of this pass already.
+            raise ModelError(f"batches cannot be told apart: {error}", hint="--batch-size 1") from error
         assert measured.entries is not None
         if not bool(measured.energy.isfinite().all()):
             self._refuse(looks)
@@ -266,7 +274,9 @@ def exact_wg(measurer: Measurer, *, total_weight: float) -> list[float] | None:
         assert isinstance(summed, Tensor)
         assert isinstance(module.weight, Tensor)
         weight = module.weight.detach().reshape(summed.shape)
-        made.append(float((weight.float() * summed).abs().mean(dtype=torch.float64)) / total_weight)
+        # Doubles on the CPU: not every device has them.
+        by_row = (weight.float() * summed).abs().sum(dim=1).cpu().double()
+        made.append(float(by_row.sum()) / weight.numel() / total_weight)
     return made
 
 
@@ -284,11 +294,20 @@ def _batches(seen: Sequence[tuple[Look, Any]], size: int) -> list[list[tuple[Loo
 
 def _signature(example: Any) -> Hashable:
     """Examples of which this is equal may share a pass."""
-    parts: list[tuple[str, Any]]
+    tensors = _tensors(example)
+    return tuple((name, tuple(value.shape)) for name, value in tensors.items()) if tensors else id(example)
+
+
+def num_values(example: Any) -> int:
+    """In all tensors of an example."""
+    return sum(value.numel() for value in _tensors(example).values())
+
+
+def _tensors(example: Any) -> dict[str, Tensor]:
+    """Those of a dataclass or dict, by name."""
+    parts: dict[str, Any] = {}
     if dataclasses.is_dataclass(example):
-        parts = [(part.name, getattr(example, part.name)) for part in dataclasses.fields(example)]
+        parts = {part.name: getattr(example, part.name) for part in dataclasses.fields(example)}
     elif isinstance(example, dict):
-        parts = sorted(example.items())
-    else:
-        return id(example)
-    return tuple((name, tuple(value.shape)) for name, value in parts if isinstance(value, Tensor))
+        parts = dict(sorted(example.items()))
+    return {name: value for name, value in parts.items() if isinstance(value, Tensor)}

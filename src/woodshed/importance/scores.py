@@ -4,8 +4,9 @@ For the gradient g of one draw's loss with respect to a layer's weight W (d_out,
 weighted for the focus:
 
 - energy = mean |g|^2, and density = energy per weight: the trace of the empirical Fisher information;
-- signal = |mean g|^2, unbiased: products of different songs only, since the square of a mean of n draws holds 1 / n of
-  their noise. Noise = energy - signal: what no adapter can remove;
+- signal = |mean g|^2 by products of different songs only, since the square of a mean of n draws holds 1 / n of their
+  noise. From about three rounds over the songs on it is unbiased; in a single round different songs never share a
+  stratum of the timestep, which makes it too small. Noise = energy - signal: what no adapter can remove;
 - wg = mean over weights of |W * mean g| (GoRA, arXiv 2502.12171). The mean of n draws holds noise, which would make
   noisy layers look needed, the more so the fewer draws there are: so it is multiplied by the root of signal over
   |mean g|^2, which for noise of one size in all entries takes out just that.
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from woodshed.chance import generator
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Focus, Timesteps
 from woodshed.importance.layers import LayerShape
@@ -139,11 +141,34 @@ class EntryScores:
             if exact is not None:
                 sampled = float(_plain_wg(everyone, sums, songs.totals, weights)[0])
                 scale = float(exact[layer]) / sampled if sampled > 0 else 1.0
-            made.append(_wg(both, sums, songs.totals, weights) * scale)
+            scores = _wg(both, sums, songs.totals, weights) * scale
+            if exact is None:
+                mean = np.abs(sums.sum(axis=0)) * weights
+                scores[1:] *= np.exp(self._sampling(layer, float(mean.std()), float(mean.mean()), len(counts)))
+            made.append(scores)
             sides = zip(by_half, songs.halves.sum(axis=2), strict=True)
             halves.append([_wg(everyone, half, totals, weights)[0] * scale for half, totals in sides])
         found = np.stack(made, axis=1)
         return Resampled(found[0], found[1:], np.array(halves).T)
+
+    def _sampling(self, layer: int, spread: float, mean: float, resamples: int) -> Float64[np.ndarray, " resample"]:
+        """What other entries would have given, as relative changes: not only songs are a sample.
+
+        Args:
+            spread: standard deviation of what is averaged over the sampled entries.
+            mean: of the same.
+        """
+        shape, sampled = self._shapes[layer], len(self._weights_at[layer])
+        error = spread / max(mean, 1e-300) * float(np.sqrt((1 - sampled / shape.num_weights) / sampled))
+        drawn: Float64[np.ndarray, " resample"] = generator(0, shape.name, "sampling").normal(0.0, error, resamples)
+        return drawn
+
+    def raw(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, " layer"]:
+        """|mean g|^2 over the whole layer, noise included."""
+        means = (self.song_sums(table, songs, layer).sum(axis=0) for layer in range(self.num_layers))
+        squares = np.array([float(np.square(mean).sum()) for mean in means])
+        raw: Float64[np.ndarray, " layer"] = squares * self.scale / songs.totals.sum() ** 2
+        return raw
 
     def signal(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
         """|mean g|^2 over the whole layer, by products of different songs. NaN for a single song."""
@@ -151,21 +176,29 @@ class EntryScores:
         made, halves = [], []
         for layer in range(self.num_layers):
             by_half = songs.halves @ table.entries(self._columns[layer])
-            made.append(_signal(both, by_half.sum(axis=0), songs.totals))
+            sums = by_half.sum(axis=0)
+            scores = _signal(both, sums, songs.totals)
+            square = np.square(sums.sum(axis=0))
+            scores[1:] *= 1 + self._sampling(layer, float(square.std()), float(square.mean()), len(counts))
+            made.append(scores)
             sides = zip(by_half, songs.halves.sum(axis=2), strict=True)
             halves.append([_signal(both[:1], half, totals)[0] for half, totals in sides])
         found = np.stack(made, axis=1) * self.scale
         return Resampled(found[0], found[1:], np.array(halves).T * self.scale)
 
-    def rest_without(self, table: DrawTable, songs: Songs) -> Float64[np.ndarray, "song layer"]:
-        """wg of the data without each of its songs."""
-        columns = []
+    def rest_without(
+        self, table: DrawTable, songs: Songs
+    ) -> tuple[Float64[np.ndarray, " layer"], Float64[np.ndarray, "song layer"]]:
+        """Mean |W * mean g|, noise included, of all songs and without each of them."""
+        everyone = np.ones((1, len(songs.totals)))
+        whole, columns = [], []
         with np.errstate(invalid="ignore", divide="ignore"):
             for layer, weights in enumerate(self._weights_at):
                 sums = self.song_sums(table, songs, layer)
                 rest = (sums.sum(axis=0) - sums) / (songs.totals.sum() - songs.totals)[:, None]
                 columns.append((np.abs(rest) * weights).mean(axis=1))
-        return np.stack(columns, axis=1)
+                whole.append(float(_plain_wg(everyone, sums, songs.totals, weights)[0]))
+        return np.array(whole), np.stack(columns, axis=1)
 
 
 def _plain_wg(
@@ -202,7 +235,8 @@ def _signal(
     kernel = sums @ sums.T
     products = ((counts @ kernel) * counts).sum(axis=1) - np.square(counts) @ np.diag(kernel)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, products / pairs, np.nan)
+        # Of one song alone what is left is rounding.
+        return np.where(pairs > 1e-9 * np.square(counts @ totals), products / pairs, np.nan)
 
 
 def _cleanness(

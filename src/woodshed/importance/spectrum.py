@@ -39,7 +39,8 @@ class GradientSketch:
     """
 
     def __init__(self, d_out: int, d_in: int, rank: int, *, seed: int, key: str, device: torch.device) -> None:
-        width = min(rank + SPARE, d_out, d_in)
+        # Twice as wide as what is wanted: what lies behind it would pass for the last values.
+        width = min(2 * rank + SPARE, d_out, d_in)
         self.rank = rank
         chance = generator(seed, key, "sketch")
         self.columns = _normal(chance, (d_in, width), device)
@@ -61,8 +62,9 @@ class GradientSketch:
         Args:
             energy: squared norm of that matrix, as it is known otherwise: what the values leave of it is the rest.
         """
-        basis, _ = torch.linalg.qr(self.left.double())
-        small = torch.linalg.lstsq(self.rows.double() @ basis, self.right.double()).solution
+        # Doubles on the CPU: not every device has them.
+        basis, _ = torch.linalg.qr(self.left.cpu().double())
+        small = torch.linalg.lstsq(self.rows.cpu().double() @ basis, self.right.cpu().double()).solution
         values = torch.linalg.svdvals(small)[: self.rank] * abs(scale)
         return Spectrum(tuple(values.tolist()), max(0.0, energy - float(values.square().sum())))
 
@@ -73,7 +75,7 @@ def spectrum_of(matrix: Float[Tensor, "d_out d_in"], rank: int, *, seed: int, ke
     >>> spectrum_of(torch.diag(torch.tensor([3.0, 0.0, 2.0])), 1, seed=0, key="x")
     Spectrum(values=(3.0,), rest=4.0)
     """
-    whole = float(matrix.square().sum(dtype=torch.float64))
+    whole = float(matrix.float().square().sum(dim=1).cpu().double().sum())
     if min(matrix.shape) <= SMALL:
         values = torch.linalg.svdvals(matrix.float())[:rank]
     else:
@@ -82,7 +84,7 @@ def spectrum_of(matrix: Float[Tensor, "d_out d_in"], rank: int, *, seed: int, ke
         for _ in range(2):
             basis, _ = torch.linalg.qr(matrix.float() @ torch.linalg.qr(matrix.float().T @ basis)[0])
         values = torch.linalg.svdvals(basis.T @ matrix.float())[:rank]
-    return Spectrum(tuple(values.tolist()), max(0.0, whole - float(values.double().square().sum())))
+    return Spectrum(tuple(values.tolist()), max(0.0, whole - float(values.cpu().double().square().sum())))
 
 
 def _normal(chance: np.random.Generator, shape: tuple[int, int], device: torch.device) -> Float32[Tensor, "row column"]:

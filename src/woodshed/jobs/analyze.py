@@ -48,7 +48,7 @@ from woodshed.jobs.analyze_setup import (
 )
 from woodshed.jobs.complaints import checked
 from woodshed.jobs.encode import Silent
-from woodshed.run.memory import is_out_of_memory
+from woodshed.run.memory import freed_memory_kept, is_out_of_memory
 from woodshed.run.stopping import StopSignals
 from woodshed.store.folder import HOME, Lock
 
@@ -136,7 +136,7 @@ def run(
         report = ranks_from_map(settings, rank_request(settings), output)
         return report if settings.dry_run else dataclasses.replace(report, plots=_plots(settings, report.map))
     _check_plots(settings)
-    with ExitStack() as held:
+    with ExitStack() as held, _memory_told(), freed_memory_kept():
         return _measured(settings, output, observer, held)
 
 
@@ -144,11 +144,11 @@ def _measured(
     settings: AnalyzeSettings, output: Path, observer: Observer, held: ExitStack
 ) -> AnalyzeReport | AnalyzePlan | AnalyzeStopped:
     started = time.monotonic()
-    with _memory_told():
-        setup = set_up(settings, observer)
-        facts = MapFacts.of(settings, folder=setup.examples.folder, model=setup.model, options=setup.options)
-        for note in deviations(settings, setup.timesteps):
-            observer.message(note)
+    setup = set_up(settings, observer)
+    facts = MapFacts.of(settings, folder=setup.examples.folder, model=setup.model, options=setup.options)
+    for note in deviations(settings, setup.timesteps):
+        observer.message(note)
+    with PeakMemory(device_of(setup.model)) as peak:
         ahead = forecast(setup.model, setup.examples, setup.timesteps, setup.plan, setup.options)
         planned = plan_of(settings, output, setup=setup, ahead=ahead)
         observer.message(ahead.header(planned))
@@ -159,7 +159,7 @@ def _measured(
         analysis = _analysis(settings, setup, work)
         if analysis.measurer.table.num_looks:
             observer.message(f"going on after {analysis.measurer.table.num_looks} looks of an earlier run")
-        with _disk_told(output), StopSignals() as stopped, PeakMemory(device_of(setup.model)) as peak:
+        with _disk_told(output), StopSignals() as stopped:
             is_done = analysis.run(
                 progress=lambda done: observer.progress(_progress(setup.plan, done, settings.crop_s, started)),
                 is_stopped=stopped,

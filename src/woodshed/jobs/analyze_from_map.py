@@ -47,10 +47,11 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
         shapes,
         scores,
         spectra={layer.name: Spectrum(layer.spectrum, layer.spectrum_rest) for layer in own.layers if layer.spectrum},
-        effective_ranks={module.name.removeprefix("decoder."): module.effective_rank for module in old.modules},
+        effective_ranks=_effective_ranks(own),
     )
     new = _with_ranks(old, own, request, made, shapes, focus, settings, scores)
-    notes = ["intervals and probabilities of ranks are those of the analysis; ranks are new"]
+    notes = [] if request.rule != "sidestep" or _effective_ranks(own) else [_NO_EFFECTIVE_RANKS]
+    notes += ["intervals and probabilities of ranks are those of the analysis; ranks are new"]
     if settings.dry_run:
         notes.append("dry run: the map was not written")
     else:
@@ -63,7 +64,7 @@ def ranks_from_map(settings: AnalyzeSettings, request: RankRequest, output: Path
         failures=(),
         elapsed_s=time.monotonic() - started,
         announced_bytes=0,
-        peak_extra_bytes=None,
+        peak_extra_bytes=0,
         notes=(*notes, *made.notes),
     )
 
@@ -81,7 +82,10 @@ def _keep_draws(source: Path, output: Path) -> None:
 def _scores(settings: AnalyzeSettings, own: WoodshedPart, focus: str) -> dict[str, Scored]:
     """Of all layers, from the map's profile of a focus; of another focus from the draws that are kept beside it."""
     if focus in own.layers[0].profiles:
-        return {layer.name: _scored(layer, focus, settings) for layer in own.layers}
+        return {
+            layer.name: _scored(layer, focus, settings, str(own.draws.get("timestep_focus", focus)))
+            for layer in own.layers
+        }
     assert settings.from_map is not None
     if settings.allocator != "sidestep" and settings.score != "density":
         raise UsageError(
@@ -92,11 +96,26 @@ def _scores(settings: AnalyzeSettings, own: WoodshedPart, focus: str) -> dict[st
     return densities(draws_path(map_at(settings.from_map)), own, focus_named(focus))
 
 
-def _scored(layer: LayerRecord, focus: str, settings: AnalyzeSettings) -> Scored:
+def _effective_ranks(own: WoodshedPart) -> dict[str, int]:
+    return {layer.name: layer.effective_rank for layer in own.layers if layer.effective_rank >= 0}
+
+
+_NO_EFFECTIVE_RANKS = (
+    "the map has no effective ranks of the weights, which an analysis with --allocator sidestep looks at: the rule "
+    "went by scores alone"
+)
+
+
+def _scored(layer: LayerRecord, focus: str, settings: AnalyzeSettings, own_focus: str) -> Scored:
     profile = layer.profiles[focus]
     if settings.allocator == "sidestep" or settings.score == "density":
         return Scored(profile.density.value, profile.density.relative_se)
     if settings.score == "spectrum":
+        if focus != own_focus:
+            raise UsageError(
+                f"the map has spectra for --timestep-focus {own_focus} only, not for {focus}",
+                hint="--score wg or density, or analyze with this focus",
+            )
         if not layer.spectrum:
             raise UsageError("the map has no spectra", hint="--score wg or density, or analyze with mean gradients")
         return Scored(profile.signal.value, profile.signal.relative_se)
@@ -144,7 +163,14 @@ def _with_ranks(
             for layer in own.layers
         }
     )
-    fields = schema2_fields(shapes, made.ranks, made.alphas, density, as_side_step=request.rule == "sidestep")
+    fields = schema2_fields(
+        shapes,
+        made.ranks,
+        made.alphas,
+        density,
+        effective_ranks=_effective_ranks(own),
+        as_side_step=request.rule == "sidestep",
+    )
     return FisherMap.model_validate(
         old.model_dump()
         | {

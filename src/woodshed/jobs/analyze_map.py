@@ -160,6 +160,7 @@ def _own_part(facts: MapFacts, found: Findings, analysis: Analysis, used: list[s
         items_used=used,
         loss="the training loss of the model, with its share of dropped conditions",
         draws={
+            "timestep_focus": settings.timestep_focus,
             "crop_s": settings.crop_s,
             "antithetic": settings.antithetic,
             "condition_dropout": facts.condition_dropout,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,13 +16,17 @@ from woodshed.errors import ItemError, UsageError
 from woodshed.importance.convergence import CHECK_DRAWS
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Timesteps
-from woodshed.importance.layers import LayerShape, layer_shapes
+from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import Look, LookPlan, looks
-from woodshed.importance.measuring import SENSITIVITY_EVERY, Examples, Measurer, Measuring, entry_places
-from woodshed.importance.memory import KeptTensors
+from woodshed.importance.measuring import SENSITIVITY_EVERY, Measurer, Measuring, entry_places, num_values
+from woodshed.importance.memory import PeakMemory, device_of
+from woodshed.jobs.analyze_data import FolderExamples
 from woodshed.jobs.analyze_report import AnalyzePlan
 from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.analyze_setup import Setup
+
+FORECAST_LOOKS = 64
+"""Of which the largest is made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +35,8 @@ class Forecast:
 
     s_per_draw: float
     model_bytes: int
-    pass_bytes: int
-    """Tensors that a pass keeps for the way back, and the largest gradient."""
+    extra_bytes: int
+    """That the passes took beside the model, sums of gradients included."""
     sum_bytes: int
     """Of what mean gradients are summed in."""
     disk_bytes: int
@@ -52,29 +58,28 @@ class Forecast:
 
 
 def forecast(
-    model: Trainable, examples: Examples, timesteps: Timesteps, plan: LookPlan, options: Measuring
+    model: Trainable, examples: FolderExamples, timesteps: Timesteps, plan: LookPlan, options: Measuring
 ) -> Forecast:
-    """Make one batch's passes twice, and keep nothing of them.
+    """Make one batch's passes three times, and keep nothing of them. No other batch is larger.
 
     Raises:
         UsageError: not one song can be looked at.
     """
-    first = _usable(examples, plan, timesteps, options.batch_size)
+    first = _first_looks(examples, plan, timesteps, options.batch_size)
     shapes = layer_shapes(model.layers())
     num_entries = sum(len(places) for places in entry_places(shapes, seed=options.seed))
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, PeakMemory(device_of(model)) as peak:
         table = DrawTable(Path(scratch), num_layers=len(shapes), num_entries=num_entries)
         measurer = Measurer(model, examples, table, timesteps, options)
-        kept = KeptTensors()
         with measurer.probe.attached():
             measurer.measure(first)
-            kept.during(nn.ModuleList(model.layers().values()), lambda: measurer.measure(first))
+            # The heap of a process grows for a while until what is freed is used again.
+            measurer.measure(first)
             started = time.perf_counter()
             measurer.measure(first)
             elapsed_s = time.perf_counter() - started
         sum_bytes = measurer.sum_bytes
         is_batched = measurer.is_batched
-        held = measurer.probe.held_bytes
     row_bytes = 4 * num_entries + 4 * len(shapes)
     notes = (
         ()
@@ -84,9 +89,10 @@ def forecast(
     return Forecast(
         s_per_draw=elapsed_s / len(first),
         model_bytes=_bytes_of(model),
-        pass_bytes=max(kept.num_bytes, held) + _gradient_bytes(shapes),
+        extra_bytes=peak.num_bytes,
         sum_bytes=sum_bytes,
-        disk_bytes=row_bytes * plan.num_looks + sum_bytes,
+        # While a newer state is written the older one is there, too.
+        disk_bytes=row_bytes * plan.num_looks + 2 * sum_bytes,
         mean_gradients=options.mean_gradients,
         notes=notes,
     )
@@ -118,7 +124,7 @@ def plan_of(
         fewest_draws=min(setup.plan.num_looks, CHECK_DRAWS * (settings.convergence_patience + 1)),
         s_per_draw=ahead.s_per_draw * per_draw,
         model_bytes=ahead.model_bytes,
-        extra_bytes=ahead.pass_bytes + ahead.sum_bytes,
+        extra_bytes=ahead.extra_bytes,
         disk_bytes=ahead.disk_bytes,
         mean_gradients=ahead.mean_gradients,
         fragile=setup.model.variant.fragile,
@@ -126,26 +132,27 @@ def plan_of(
     )
 
 
-def _usable(examples: Examples, plan: LookPlan, timesteps: Timesteps, batch_size: int) -> list[Look]:
-    """The first looks that can be made; of the usual share for sensitivity."""
-    found: list[Look] = []
-    first_reason = ""
-    for look in looks(plan, timesteps):
+def _first_looks(examples: FolderExamples, plan: LookPlan, timesteps: Timesteps, batch_size: int) -> list[Look]:
+    """A full batch of looks like the largest of the first ones: hardly a batch of the analysis takes more.
+
+    Raises:
+        UsageError: there is none that can be made.
+    """
+    largest, size, reason = None, -1, ""
+    for look in islice(looks(plan, timesteps), max(FORECAST_LOOKS, plan.num_items)):
         try:
-            examples.example(look.item, look.visit)
-            found.append(look)
+            found = num_values(examples.example(look.item, look.visit))
         except ItemError as error:
-            first_reason = first_reason or str(error)
-        if len(found) == max(batch_size, SENSITIVITY_EVERY) or look.number > 4 * plan.num_items:
+            reason = reason or str(error)
+            continue
+        if found > size:
+            largest, size = look, found
+        if look.number >= FORECAST_LOOKS:
             break
-    if not found:
-        raise UsageError(f"not one song can be looked at: {first_reason}", hint="prepare the data again")
-    return found
-
-
-def _gradient_bytes(shapes: tuple[LayerShape, ...]) -> int:
-    """Of the largest layer's, of one example."""
-    return 4 * max(shape.num_weights for shape in shapes)
+    if largest is None:
+        raise UsageError(f"not one song can be looked at: {reason}", hint="prepare the data again")
+    # As many as hold the usual share of those that are looked at for sensitivity.
+    return [dataclasses.replace(largest, number=number) for number in range(max(batch_size, SENSITIVITY_EVERY))]
 
 
 def _bytes_of(model: Trainable) -> int:

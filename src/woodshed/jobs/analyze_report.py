@@ -68,8 +68,8 @@ class AnalyzeReport:
     elapsed_s: float
     announced_bytes: int
     """Memory beside the model that the analysis said it would take."""
-    peak_extra_bytes: int | None
-    """What it took; None where that cannot be measured."""
+    peak_extra_bytes: int
+    """What it took."""
     plots: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     next_steps: tuple[str, ...] = ()
