@@ -263,11 +263,11 @@ def _memory_of(side: str, folder: Path, batch_size: int) -> tuple[int, int]:
     options = options_of(0, batch_size=batch_size)
     with TemporaryDirectory() as work:
         with _peak() as taken:
+            ahead = forecast(model, examples, timesteps, plan, options)
             measurer = measured(model, examples, Path(work), timesteps, options)
             with measurer.probe.attached():
                 measurer.measure(list(islice(looks(plan, timesteps), 64)))
-        ahead = forecast(model, examples, timesteps, plan, options)
-    return ahead.pass_bytes + ahead.sum_bytes, taken[0]
+    return ahead.extra_bytes, taken[0]
 
 
 @contextmanager
