@@ -261,12 +261,11 @@ def _memory_of(side: str, folder: Path, batch_size: int) -> tuple[int, int]:
     examples = FolderExamples(folder, model, crop_s=CROP_S, seed=0)
     plan = planned(model, len(examples), 64, 0)
     options = options_of(0, batch_size=batch_size)
-    with TemporaryDirectory() as work:
-        with _peak() as taken:
-            ahead = forecast(model, examples, timesteps, plan, options)
-            measurer = measured(model, examples, Path(work), timesteps, options)
-            with measurer.probe.attached():
-                measurer.measure(list(islice(looks(plan, timesteps), 64)))
+    with TemporaryDirectory() as work, _peak() as taken:
+        ahead = forecast(model, examples, timesteps, plan, options)
+        measurer = measured(model, examples, Path(work), timesteps, options)
+        with measurer.probe.attached():
+            measurer.measure(list(islice(looks(plan, timesteps), 64)))
     return ahead.extra_bytes, taken[0]
 
 
