@@ -22,7 +22,8 @@ from woodshed.errors import ItemError
 from woodshed.importance.allocation import RankRequest
 from woodshed.importance.analysis import Analysis
 from woodshed.importance.draw_table import DrawTable
-from woodshed.importance.focus import Timesteps, focus_named
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.focuses import focus_named
 from woodshed.importance.gradients import GradientProbe
 from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import LookPlan, looks, plan_looks

@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT / "src"))
 from woodshed.backends.tiny_dit import TinyDitBackend, TinyDitExample, woodshed_tiny_dit  # noqa: E402
 from woodshed.importance.contrast import SPECIFIC_P, SWAPS, Contrast, contrast  # noqa: E402
 from woodshed.importance.draw_table import DrawTable  # noqa: E402
-from woodshed.importance.focus import Timesteps, focus_named  # noqa: E402
+from woodshed.importance.focus import Timesteps  # noqa: E402
+from woodshed.importance.focuses import focus_named  # noqa: E402
 from woodshed.importance.layers import layer_shapes  # noqa: E402
 from woodshed.importance.looks import looks, plan_looks  # noqa: E402
 from woodshed.importance.measuring import ENTRIES, Measurer, Measuring, entry_places  # noqa: E402

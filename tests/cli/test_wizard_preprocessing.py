@@ -23,8 +23,9 @@ from woodshed.cli.wizard.preprocessing import analyze_steps, start
 from woodshed.cli.wizard.presets import read_preset
 from woodshed.cli.wizard.questions import State, walk
 from woodshed.errors import ModelError, UsageError
+from woodshed.importance.focuses import FOCUS_NAMES
 from woodshed.jobs.analyze_report import AnalyzePlan
-from woodshed.jobs.analyze_settings import FOCUS_NAMES, AnalyzeSettings
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 
 
 @dataclass(frozen=True)

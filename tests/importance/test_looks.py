@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from woodshed.backends.acestep import timestep_quantile
 from woodshed.backends.tiny_dit import woodshed_tiny_dit
 from woodshed.contracts import Draw, Variant
-from woodshed.importance.focus import Timesteps, effective_draws, focus_named
+from woodshed.importance.focus import Timesteps, effective_draws
+from woodshed.importance.focuses import focus_named
 from woodshed.importance.looks import looks, plan_looks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sidestep" / "timestep_samplers.json"

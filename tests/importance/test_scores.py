@@ -13,7 +13,8 @@ from woodshed.contracts import Draw
 from woodshed.importance.contrast import contrast
 from woodshed.importance.convergence import Checks, moved_share
 from woodshed.importance.draw_table import DrawTable
-from woodshed.importance.focus import Timesteps, focus_named
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.focuses import focus_named
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.looks import Look
 from woodshed.importance.resampling import (
@@ -211,7 +212,9 @@ def test_ranks_that_stay_put_end_a_run_once_their_scores_are_known() -> None:
     assert not checks.add(other, 0.05)  # the first two checks still differ
     assert not checks.add(other, 0.5)  # put, but not known
     assert checks.add(other, 0.05)
-    assert moved_share(ranks, other, SHAPES) == pytest.approx(8 / (2 * 6 * 8 + 8))
+    assert moved_share(ranks, other, {shape.name: shape.price for shape in SHAPES}) == pytest.approx(
+        8 / (2 * 6 * 8 + 8)
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 30), (600, 700)])

@@ -12,6 +12,8 @@ from woodshed.errors import UsageError
 
 BACKENDS = ("acestep", "stable-audio", "whisper", "woodshed-tiny-dit")
 """Names that `open_backend` knows, beside `module:callable`."""
+NEED_A_CHECKPOINT = ("acestep", "stable-audio")
+"""Of those, whose weights no package brings along."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -78,7 +80,7 @@ def open_backend(
 
 
 def _check(kind: str, checkpoint: str | Path | None, variant: str | None, dtype: str) -> None:
-    if checkpoint is None and kind in ("acestep", "stable-audio"):
+    if checkpoint is None and kind in NEED_A_CHECKPOINT:
         raise UsageError(f"{kind} needs a checkpoint", hint="give its folder, or a hub name such as owner/model")
     if checkpoint is not None and kind == "woodshed-tiny-dit":
         raise UsageError("woodshed-tiny-dit comes with its weights and takes no checkpoint", hint="leave it out")

@@ -174,6 +174,10 @@ class LatentDataset(Dataset[Any]):
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
+    def viewed(self, view: View) -> LatentDataset:
+        """The same windows, handed out in another way; the folder is not opened again."""
+        return LatentDataset(self._stored, self._kept, view)
+
     @property
     def kind(self) -> str:
         """`latents`, `tokens` or `features`."""

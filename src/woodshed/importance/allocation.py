@@ -74,6 +74,11 @@ class RankRequest:
             )
 
     @property
+    def followed(self) -> Score:
+        """The score that ranks follow: the sidestep rule knows but one."""
+        return "density" if self.rule == "sidestep" else self.score
+
+    @property
     def share(self) -> float:
         """Of the layers that get an adapter, with the default filled in."""
         if self.coverage is not None:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from woodshed.contracts import Json
 from woodshed.importance.allocation import Allocation, RankRequest, allocate
-from woodshed.importance.belief import Scored
-from woodshed.importance.belief import Spectrum as KnownSpectrum
+from woodshed.importance.belief import Scored, Spectrum
 from woodshed.importance.convergence import CHECK_DRAWS, Checks, Reason
 from woodshed.importance.focus import Timesteps
 from woodshed.importance.layers import LayerShape
@@ -24,7 +23,6 @@ from woodshed.importance.measuring import Measurer, exact_wg, spectra
 from woodshed.importance.resampling import draw_error, relative_errors, song_counts
 from woodshed.importance.scores import EntryScores, Resampled, Songs, energy_scores, songs_of
 from woodshed.importance.sidestep_rule import effective_rank
-from woodshed.importance.spectrum import Spectrum
 
 CHECK_RESAMPLES = 50
 COMMIT_EVERY_S = 20.0
@@ -93,10 +91,9 @@ class Analysis:
         What was measured is on disk then, and the same analysis goes on from there.
         """
         table = self.measurer.table
-        tables = [table] if self.reference is None else [table, self.reference.table]
         committed, took_s = time.monotonic(), 0.0
         with ExitStack() as watched:
-            for measurer in self._measurers:
+            for measurer in self.measurers:
                 watched.enter_context(measurer.probe.attached())
             planned = islice(looks(self.plan, self.timesteps), table.num_looks, None)
             while not self.is_stable and (group := list(islice(planned, CHECK_DRAWS))):
@@ -108,8 +105,8 @@ class Analysis:
                     # Songs without a partner are not held against anything.
                     paired = [look for look in group if look.item < len(self.reference.examples)]
                     self.reference.measure(paired)
-                for each in tables:
-                    each.num_looks += len(group)
+                for each in self.measurers:
+                    each.table.num_looks += len(group)
                 self._check()
                 progress(table.num_looks)
                 # What is written may be large: a twentieth of the time at most goes into writing it.
@@ -122,7 +119,8 @@ class Analysis:
         return True
 
     @property
-    def _measurers(self) -> list[Measurer]:
+    def measurers(self) -> list[Measurer]:
+        """Of the data, and of the reference where there is one."""
         return [self.measurer] if self.reference is None else [self.measurer, self.reference]
 
     @property
@@ -166,18 +164,14 @@ class Analysis:
             values: of a resample, in place of the scores themselves.
             spread: as `allocate` takes it.
         """
-        score = "density" if self.request.rule == "sidestep" else self.request.score
-        resampled = scoring.of(score)
+        resampled = scoring.of(self.request.followed)
         errors = relative_errors(resampled.resamples, len(scoring.songs.items))
         names = [shape.name for shape in self.shapes]
         scored = {
             name: Scored(float(value), float(error))
             for name, value, error in zip(names, resampled.values if values is None else values, errors, strict=True)
         }
-        known = {
-            name: KnownSpectrum(spectrum.values, spectrum.rest)
-            for name, spectrum in zip(names, scoring.spectra or (), strict=False)
-        }
+        known = dict(zip(names, scoring.spectra or (), strict=False))
         return allocate(
             self.request, self.shapes, scored, spectra=known, effective_ranks=self.effective_ranks, spread=spread
         )
@@ -187,8 +181,8 @@ class Analysis:
             return
         is_spectral = self.request.score == "spectrum"
         scoring = self.scoring(resamples=CHECK_RESAMPLES, with_signal=is_spectral, with_spectra=is_spectral)
-        score = "density" if self.request.rule == "sidestep" else self.request.score
-        self.is_stable = self.checks.add(self.allocation(scoring).ranks, draw_error(scoring.of(score).halves))
+        halves = scoring.of(self.request.followed).halves
+        self.is_stable = self.checks.add(self.allocation(scoring).ranks, draw_error(halves))
 
     def _commit(self) -> None:
         table = self.measurer.table
@@ -199,7 +193,7 @@ class Analysis:
             "errors": [error if np.isfinite(error) else None for error in self.checks.errors],
             "is_stable": self.is_stable,
             "is_batched": self.measurer.is_batched,
-            "failures": [[[song, why] for song, why in each.failures.items()] for each in self._measurers],
+            "failures": [[[song, why] for song, why in each.failures.items()] for each in self.measurers],
         }
         # The reference first: where the data's table is behind, the reference's is cut to its length.
         if self.reference is not None:
@@ -209,10 +203,10 @@ class Analysis:
     def _resumed(self) -> bool:
         """Take over the checks of an earlier run that was after the same ranks."""
         notes = self.measurer.table.notes
-        for each, failures in zip(self._measurers, notes.get("failures", ()), strict=False):
+        for each, failures in zip(self.measurers, notes.get("failures", ()), strict=False):
             each.failures |= {int(song): str(why) for song, why in failures}
         if "is_batched" in notes:
-            for each in self._measurers:
+            for each in self.measurers:
                 each.decided(is_batched=bool(notes["is_batched"]))
         if notes.get("request") != self._decision():
             return False

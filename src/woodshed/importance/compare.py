@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from woodshed.errors import UsageError
+from woodshed.importance.convergence import moved_share
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.map_view import DENSITY, LayerView, layer_views, num_songs, score_of
 from woodshed.importance.resampling import spearman
@@ -230,14 +231,10 @@ def _moved_share(all_a: Mapping[str, LayerView], all_b: Mapping[str, LayerView])
         for name in names
     }
     is_priced = all(price is not None for price in prices.values())
-    moved = total = 0
-    for name, price in prices.items():
-        each = price if is_priced and price is not None else 1
-        rank_a, rank_b = (views[name].rank if name in views else 0 for views in (all_a, all_b))
-        moved += each * abs(rank_b - rank_a)
-        total += each * (rank_a + rank_b)
+    ranks_a, ranks_b = ({name: view.rank for name, view in views.items()} for views in (all_a, all_b))
+    each = {name: price if is_priced and price is not None else 1 for name, price in prices.items()}
     note = () if is_priced else ("the moved share is of ranks, not of parameters: the maps do not tell all shapes",)
-    return (moved / total if total else 0.0), note
+    return moved_share(ranks_a, ranks_b, each), note
 
 
 def _verdict(num_distinct: int, num_layers: int, lacking: Sequence[str]) -> str:

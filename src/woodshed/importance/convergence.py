@@ -22,14 +22,15 @@ STAY_PUT = 0.02
 Reason = Literal["stable", "budget of passes used", "not converged", "fixed"]
 
 
-def moved_share(before: Mapping[str, int], after: Mapping[str, int], shapes: Sequence[LayerShape]) -> float:
+def moved_share(before: Mapping[str, int], after: Mapping[str, int], prices: Mapping[str, int]) -> float:
     """Share of the adapters' parameters that lie elsewhere: 0 for equal ranks, 1 for no layer in common.
 
-    >>> shape = LayerShape(name="a", category="", d_out=4, d_in=4, num_weights=16, adaptable=True)
-    >>> moved_share({"a": 4}, {"a": 4}, [shape]), moved_share({"a": 4}, {}, [shape])
+    Args:
+        prices: parameters of one rank of each layer.
+
+    >>> moved_share({"a": 4}, {"a": 4}, {"a": 8}), moved_share({"a": 4}, {}, {"a": 8})
     (0.0, 1.0)
     """
-    prices = {shape.name: shape.price for shape in shapes}
     names = before.keys() | after.keys()
     moved = sum(prices[name] * abs(after.get(name, 0) - before.get(name, 0)) for name in names)
     total = sum(prices[name] * (after.get(name, 0) + before.get(name, 0)) for name in names)
@@ -56,7 +57,8 @@ class Checks:
     def add(self, ranks: Mapping[str, int], relative_error: float) -> bool:
         """Take in a check; whether it is the last one needed."""
         before = self.ranks[-self.patience :]
-        self.moved.append(max((moved_share(old, ranks, self.shapes) for old in before), default=1.0))
+        prices = {shape.name: shape.price for shape in self.shapes}
+        self.moved.append(max((moved_share(old, ranks, prices) for old in before), default=1.0))
         self.ranks.append(dict(ranks))
         self.errors.append(relative_error)
         return len(before) >= self.patience and self.moved[-1] <= STAY_PUT and relative_error <= self.max_relative_error

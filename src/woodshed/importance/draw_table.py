@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
-from safetensors import safe_open
+from jaxtyping import Float32, Int64
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -147,7 +147,7 @@ class DrawTable:
             os.fsync(file.fileno())
         rows, values = self.sensitivity
         times = [np.nan if t is None else t for t in self.timesteps]
-        write_whole(
+        write_tensors(
             self.folder / DRAWS,
             {
                 "items": torch.tensor(self.items, dtype=torch.int64),
@@ -185,7 +185,7 @@ class DrawTable:
         self._passes, self.num_looks = found["passes"].tolist(), int(found["num_looks"])
 
 
-def write_whole(path: Path, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Json]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Json]) -> None:
     """Write a file of tensors, whole or not at all."""
     staged = path.with_suffix(".part")
     metadata = {"notes": json.dumps(notes)}
@@ -200,17 +200,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
         with safe_open(path, framework="pt") as file:
             notes: dict[str, Json] = json.loads((file.metadata() or {}).get("notes", "{}"))
             return {name: file.get_tensor(name).clone() for name in file.keys()}, notes  # noqa: SIM118
-    except Exception as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"{path} is damaged: {error}", hint=f"remove {path.parent} and start anew") from error
-
-
-def per_item(
-    values: Float64[np.ndarray, "draw column"],
-    weights: Float64[np.ndarray, " draw"],
-    items: Int64[np.ndarray, " draw"],
-    num_items: int,
-) -> Float64[np.ndarray, "item column"]:
-    """Weighted sums by item: `items` counts from 0 to `num_items` - 1."""
-    sums = np.zeros((num_items, values.shape[1]))
-    np.add.at(sums, items, values * weights[:, None])
-    return sums

@@ -24,10 +24,6 @@ from pydantic import (
 
 from woodshed.contracts import Json
 
-FOCUSES = ("balanced", "texture", "structure", "uniform")
-SCORES = ("wg", "density", "spectrum")
-
-
 SCHEMA_VERSION = 2
 """Of the top level, Side-Step's count."""
 FORMAT = 1

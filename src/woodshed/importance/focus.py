@@ -8,46 +8,17 @@ where q is the density that draws were made with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
 from woodshed.contracts import Trainable
+from woodshed.importance.focuses import FOCUS_NAMES, Focus, focus_named
 
-BALANCED = "balanced"
-RANGES = {"texture": (0.0, 0.4), "structure": (0.6, 1.0), "uniform": (0.0, 1.0)}
-"""Named focuses beside `balanced`, which is the model's own training distribution: uniform between two timesteps."""
 UNIFORM_SHARE = 0.25
 """Of the draws that are spread over all timesteps."""
 CELLS = 4096
 """Of the table that the density of a model's own distribution is read from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Focus:
-    """A distribution over timesteps."""
-
-    name: str
-    low: float
-    """Bounds that count; for `balanced` 0 and 1."""
-    high: float
-
-    @property
-    def is_balanced(self) -> bool:
-        return self.name == BALANCED
-
-
-def focus_named(name: str) -> Focus:
-    """A focus by its name, or by `LOW,HIGH`. Names and bounds were checked with the settings.
-
-    >>> focus_named("texture"), focus_named("0.1,0.5").high
-    (Focus(name='texture', low=0.0, high=0.4), 0.5)
-    """
-    if name == BALANCED:
-        return Focus(name, 0.0, 1.0)
-    low, high = RANGES[name] if name in RANGES else [float(bound) for bound in name.split(",")]
-    return Focus(name, low, high)
 
 
 class Timesteps:
@@ -72,7 +43,7 @@ class Timesteps:
         """All that draws of this run can answer, the asked one first."""
         if not self.is_continuous:
             return (self.asked,)
-        named = [focus_named(name) for name in (BALANCED, *RANGES)]
+        named = [focus_named(name) for name in FOCUS_NAMES]
         return (self.asked, *(focus for focus in named if focus.name != self.asked.name))
 
     def draw(self, place: float) -> float | None:

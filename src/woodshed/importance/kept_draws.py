@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 from woodshed.errors import StoreError, UsageError
 from woodshed.importance.analysis import Analysis
 from woodshed.importance.belief import Scored
-from woodshed.importance.draw_table import write_whole
+from woodshed.importance.draw_table import write_tensors
 from woodshed.importance.fisher_map import WoodshedPart
-from woodshed.importance.focus import Focus, density_within
+from woodshed.importance.focus import density_within
+from woodshed.importance.focuses import Focus
 from woodshed.importance.resampling import relative_errors, resampled_means, song_counts
 
 DRAWS_SUFFIX = ".draws.safetensors"
@@ -46,7 +47,7 @@ def save_draws(path: Path, analysis: Analysis) -> None:
         "sensitivity": torch.from_numpy(sensitivity),
         "sensitivity_draw": torch.from_numpy(rows),
     }
-    write_whole(path, tensors, notes={"layers": [shape.name for shape in analysis.shapes]})
+    write_tensors(path, tensors, notes={"layers": [shape.name for shape in analysis.shapes]})
 
 
 def densities(path: Path, own: WoodshedPart, focus: Focus) -> dict[str, Scored]:

@@ -30,13 +30,11 @@ from woodshed.importance.fisher_map import FORMAT, KEEP_ORDER, SCHEMA_VERSION, F
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.sidestep_rule import PREFIX, UNKNOWN_RANK, block_suffix
 from woodshed.store.disk import Disk
-
-FILE_NAME = "fisher_map.json"
-_MOST_FAULTS = 5
-_ANALYSE = "make it anew with `woodshed analyze`"
-
+from woodshed.store.whole_file import write_whole
 
 MAP_NAME = "fisher_map.json"
+_MOST_FAULTS = 5
+_ANALYSE = "make it anew with `woodshed analyze`"
 
 
 def map_at(path: Path) -> Path:
@@ -109,15 +107,8 @@ def write_map(path: Path, fisher_map: FisherMap, *, disk: Disk | None = None) ->
     for folder in reversed(target.parents):
         if not folder.is_dir():
             disk.make_folder(folder)
-    temporary = target.with_name(f".{target.name}.woodshed-new")
-    try:
-        disk.write(temporary, [content])
-        disk.sync([temporary])
-        disk.rename(temporary, target)
-        disk.sync([target.parent])
-    except (StoreError, KeyboardInterrupt):
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(target, content, disk=disk)
+    disk.sync([target.parent])
 
 
 def schema() -> dict[str, Json]:

@@ -21,7 +21,8 @@ from woodshed.importance.fisher_map import (
     Profile,
     ReferenceRecord,
 )
-from woodshed.importance.focus import Focus, effective_draws
+from woodshed.importance.focus import effective_draws
+from woodshed.importance.focuses import Focus
 from woodshed.importance.resampling import (
     RESAMPLES,
     Interval,
@@ -35,6 +36,7 @@ from woodshed.importance.resampling import (
 )
 from woodshed.importance.scores import (
     Resampled,
+    Songs,
     density_without,
     distinct_groups,
     energy_scores,
@@ -77,6 +79,7 @@ def findings(analysis: Analysis, *, reference_kind: str | None) -> Findings:
             profile.model_copy(update={"contrast": value})
             for profile, value in zip(asked, compared.layers.tolist(), strict=True)
         ]
+    halves = _halves(analysis, score)
     scored = scoring.of("wg" if score == "spectrum" else score)
     return Findings(
         layers=_layers(analysis, scoring, allocation, profiles, scored),
@@ -88,9 +91,11 @@ def findings(analysis: Analysis, *, reference_kind: str | None) -> Findings:
             for focus in analysis.timesteps.focuses
         },
         leverage=_leverage(analysis, scoring, scored, score),
-        halves_correlation=_halves(analysis, score),
+        halves_correlation=halves,
         trace=_trace(analysis),
-        reference=None if compared is None else _reference(analysis, scored, compared, reference_kind or "", score),
+        reference=None
+        if compared is None
+        else _reference(analysis, scored, compared, reference_kind or "", score, ceiling=halves),
         density=scoring.density.values,
         density_std=scoring.density.resamples.std(axis=0),
     )
@@ -123,7 +128,7 @@ def _profiles(analysis: Analysis, scoring: Scoring, focus: Focus) -> list[Profil
         wg = analysis.entries.wg(table, songs, counts)
         signal = analysis.entries.signal(table, songs, counts)
     num_songs = int((songs.totals > 0).sum())
-    sensitivity = _sensitivity(analysis, focus)
+    sensitivity = _sensitivity(analysis, songs)
     weights = [shape.num_weights for shape in analysis.shapes]
     errors = {name: relative_errors(made.resamples, num_songs) for name, made in (("energy", energy), ("wg", wg))}
     of_energies = mean_intervals(counts, songs.members @ table.energy.astype(np.float64), songs.totals)
@@ -146,12 +151,11 @@ def _profiles(analysis: Analysis, scoring: Scoring, focus: Focus) -> list[Profil
     return profiles
 
 
-def _sensitivity(analysis: Analysis, focus: Focus) -> list[Estimate] | None:
+def _sensitivity(analysis: Analysis, songs: Songs) -> list[Estimate] | None:
     table = analysis.measurer.table
     rows, values = table.sensitivity
     if not len(rows):
         return None
-    songs = songs_of(table, analysis.timesteps, focus)
     members = songs.members[:, rows]
     seen = members.sum(axis=1) > 0
     if not seen.any():
@@ -202,9 +206,8 @@ def _rank_probabilities(
     analysis: Analysis, scoring: Scoring, allocation: Allocation
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Rank -> share of resamples of the songs that give it, and share in which the layer gets an adapter at all."""
-    score = "density" if analysis.request.rule == "sidestep" else analysis.request.score
     tally: dict[str, dict[int, int]] = {shape.name: {} for shape in analysis.shapes}
-    resamples = scoring.of(score).resamples[:RANK_RESAMPLES]
+    resamples = scoring.of(analysis.request.followed).resamples[:RANK_RESAMPLES]
     usable = resamples[np.isfinite(resamples).all(axis=1)]
     for values in usable:
         found = analysis.allocation(scoring, values=values.tolist(), spread=allocation.spread).ranks
@@ -222,7 +225,7 @@ def allocation_record(request: RankRequest, allocation: Allocation) -> Allocatio
     """What a map says of how its ranks were given."""
     return AllocationRecord(
         rule=request.rule,
-        score="density" if request.rule == "sidestep" else request.score,
+        score=request.followed,
         base_rank=request.base_rank,
         budget_params=request.budget_params,
         rank_min=request.rank_min,
@@ -240,12 +243,11 @@ def allocation_record(request: RankRequest, allocation: Allocation) -> Allocatio
 
 
 def _convergence(analysis: Analysis) -> Convergence:
-    table, checks = analysis.measurer.table, analysis.checks
-    tables = [table] if analysis.reference is None else [table, analysis.reference.table]
+    checks = analysis.checks
     return Convergence(
         reason=analysis.reason,
-        num_passes=sum(each.num_passes for each in tables),
-        num_draws=len(table),
+        num_passes=sum(each.table.num_passes for each in analysis.measurers),
+        num_draws=len(analysis.measurer.table),
         num_checks=len(checks.moved),
         patience=checks.patience,
         moved=list(checks.moved),
@@ -296,7 +298,9 @@ def _trace(analysis: Analysis) -> dict[str, Json]:
     }
 
 
-def _reference(analysis: Analysis, scored: Resampled, compared: Contrast, kind: str, score: str) -> ReferenceRecord:
+def _reference(
+    analysis: Analysis, scored: Resampled, compared: Contrast, kind: str, score: str, *, ceiling: float
+) -> ReferenceRecord:
     assert analysis.reference is not None
     table = analysis.reference.table
     if not len(table):
@@ -315,7 +319,7 @@ def _reference(analysis: Analysis, scored: Resampled, compared: Contrast, kind: 
         kind=kind,
         num_items=len(songs.items),
         rank_correlation=spearman(scored.values, of_reference),
-        ceiling=_halves(analysis, score),
+        ceiling=ceiling,
         p_value=compared.p_value,
         is_specific=compared.is_specific,
     )

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -17,12 +18,13 @@ from woodshed.backends.noise import noise
 from woodshed.chance import generator
 from woodshed.contracts import Draw, LossOfMany, Predicts, Trainable
 from woodshed.errors import ItemError, ModelError
+from woodshed.importance.belief import Spectrum
 from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Timesteps
 from woodshed.importance.gradients import GradientProbe, RowsUnclear
 from woodshed.importance.layers import LayerShape, layer_shapes
 from woodshed.importance.looks import Look
-from woodshed.importance.spectrum import GradientSketch, Spectrum, spectrum_of
+from woodshed.importance.spectrum import GradientSketch, spectrum_of
 
 ENTRIES = 1024
 """Of each layer's gradient that are kept of every draw."""
@@ -199,6 +201,16 @@ class Measurer:
     def sum_bytes(self) -> int:
         """Of what mean gradients are summed in."""
         return sum(part.nbytes for part in self.sums or ())
+
+
+def measurer_in(
+    folder: Path, model: Trainable, examples: Examples, timesteps: Timesteps, options: Measuring
+) -> Measurer:
+    """A measurer that goes on from the table in a folder, or begins one."""
+    shapes = layer_shapes(model.layers())
+    num_entries = sum(min(ENTRIES, shape.num_weights) for shape in shapes)
+    table = DrawTable(folder, num_layers=len(shapes), num_entries=num_entries)
+    return Measurer(model, examples, table, timesteps, options)
 
 
 def entry_places(shapes: Sequence[LayerShape], *, seed: int) -> list[Int64[np.ndarray, "_"]]:

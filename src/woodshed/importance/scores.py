@@ -24,7 +24,8 @@ from jaxtyping import Float32, Float64, Int64
 
 from woodshed.chance import generator
 from woodshed.importance.draw_table import DrawTable
-from woodshed.importance.focus import Focus, Timesteps
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.focuses import Focus
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.resampling import resampled_means
 
@@ -133,6 +134,7 @@ class EntryScores:
         """
         everyone = np.ones((1, len(songs.totals)))
         both = np.concatenate([everyone, counts])
+        half_totals = songs.halves.sum(axis=2)
         made, halves = [], []
         for layer, weights in enumerate(self._weights_at):
             by_half = songs.halves @ table.entries(self._columns[layer])
@@ -146,7 +148,7 @@ class EntryScores:
                 mean = np.abs(sums.sum(axis=0)) * weights
                 scores[1:] *= np.exp(self._sampling(layer, float(mean.std()), float(mean.mean()), len(counts)))
             made.append(scores)
-            sides = zip(by_half, songs.halves.sum(axis=2), strict=True)
+            sides = zip(by_half, half_totals, strict=True)
             halves.append([_wg(everyone, half, totals, weights)[0] * scale for half, totals in sides])
         found = np.stack(made, axis=1)
         return Resampled(found[0], found[1:], np.array(halves).T)
@@ -173,16 +175,17 @@ class EntryScores:
     def signal(self, table: DrawTable, songs: Songs, counts: Float64[np.ndarray, "resample song"]) -> Resampled:
         """|mean g|^2 over the whole layer, by products of different songs. NaN for a single song."""
         both = np.concatenate([np.ones((1, len(songs.totals))), counts])
+        half_totals = songs.halves.sum(axis=2)
         made, halves = [], []
         for layer in range(self.num_layers):
             by_half = songs.halves @ table.entries(self._columns[layer])
             sums = by_half.sum(axis=0)
-            scores = _signal(both, sums, songs.totals)
+            scores = _signal(both, sums @ sums.T, songs.totals)
             square = np.square(sums.sum(axis=0))
             scores[1:] *= 1 + self._sampling(layer, float(square.std()), float(square.mean()), len(counts))
             made.append(scores)
-            sides = zip(by_half, songs.halves.sum(axis=2), strict=True)
-            halves.append([_signal(both[:1], half, totals)[0] for half, totals in sides])
+            sides = zip(by_half, half_totals, strict=True)
+            halves.append([_signal(both[:1], half @ half.T, totals)[0] for half, totals in sides])
         found = np.stack(made, axis=1) * self.scale
         return Resampled(found[0], found[1:], np.array(halves).T * self.scale)
 
@@ -219,20 +222,23 @@ def _wg(
     weights: Float32[np.ndarray, " entry"],
 ) -> Float64[np.ndarray, " resample"]:
     """Without what noise adds."""
-    clean: Float64[np.ndarray, " resample"] = np.sqrt(_cleanness(counts, sums, totals))
+    # By the songs' inner products: entries are many, songs are few.
+    clean: Float64[np.ndarray, " resample"] = np.sqrt(_cleanness(counts, sums @ sums.T, totals))
     clean *= _plain_wg(counts, sums, totals, weights)
     return clean
 
 
 def _signal(
     counts: Float64[np.ndarray, "resample song"],
-    sums: Float64[np.ndarray, "song entry"],
+    kernel: Float64[np.ndarray, "song song"],
     totals: Float64[np.ndarray, " song"],
 ) -> Float64[np.ndarray, " resample"]:
-    """Mean product of the gradients of two different songs, summed over entries; NaN where there are none."""
+    """Mean product of the gradients of two different songs; NaN where there are none.
+
+    Args:
+        kernel: products of the songs' sums, over all entries.
+    """
     pairs = np.square(counts @ totals) - np.square(counts) @ np.square(totals)
-    # By the songs' inner products: entries are many, songs are few.
-    kernel = sums @ sums.T
     products = ((counts @ kernel) * counts).sum(axis=1) - np.square(counts) @ np.diag(kernel)
     with np.errstate(invalid="ignore", divide="ignore"):
         # Of one song alone what is left is rounding.
@@ -241,14 +247,14 @@ def _signal(
 
 def _cleanness(
     counts: Float64[np.ndarray, "resample song"],
-    sums: Float64[np.ndarray, "song entry"],
+    kernel: Float64[np.ndarray, "song song"],
     totals: Float64[np.ndarray, " song"],
 ) -> Float64[np.ndarray, " resample"]:
     """Signal over the squared mean gradient, within `LEAST_CLEAN` and 1; 1 where there is one song only."""
-    raw = ((counts @ (sums @ sums.T)) * counts).sum(axis=1)
+    raw = ((counts @ kernel) * counts).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         raw = raw / np.square(counts @ totals)
-        share = np.where(raw > 0, _signal(counts, sums, totals) / raw, 1.0)
+        share = np.where(raw > 0, _signal(counts, kernel, totals) / raw, 1.0)
     return np.where(np.isnan(share), 1.0, np.clip(share, LEAST_CLEAN, 1.0))
 
 

@@ -7,27 +7,18 @@ approximation" (two products with random matrices, for a sum that is never held)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from woodshed.chance import generator
+from woodshed.importance.belief import Spectrum
 
 SMALL = 512
 """Matrices with a side of at most this are decomposed exactly."""
 SPARE = 8
 """Directions beside those that are wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """Falling singular values, and the squares of all others, summed."""
-
-    values: tuple[float, ...]
-    rest: float
 
 
 class GradientSketch:

@@ -20,17 +20,16 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
+from woodshed.backends.open import NEED_A_CHECKPOINT
 from woodshed.contracts import Observer, Progress
 from woodshed.errors import ModelError, StoreError, UsageError
 from woodshed.importance.analysis import Analysis
-from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.kept_draws import draws_path, save_draws
-from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import LookPlan
 from woodshed.importance.map_files import map_at, write_map
 from woodshed.importance.map_making import findings
-from woodshed.importance.measuring import Examples, Measurer, Measuring, entry_places
+from woodshed.importance.measuring import measurer_in
 from woodshed.importance.memory import PeakMemory, device_of
 from woodshed.jobs.analyze_from_map import ranks_from_map
 from woodshed.jobs.analyze_map import MapFacts, fingerprint_of, made_map
@@ -38,7 +37,6 @@ from woodshed.jobs.analyze_plan import forecast, plan_of
 from woodshed.jobs.analyze_report import AnalyzePlan, AnalyzeReport, AnalyzeStopped, CompareReport
 from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.analyze_setup import (
-    NEEDS_CHECKPOINT,
     Setup,
     checkpoint_of,
     deviations,
@@ -92,7 +90,7 @@ def gates(settings: AnalyzeSettings) -> tuple[Gate, ...]:
         return ()
     if settings.from_map is None:
         checkpoint = checkpoint_of(settings)
-        if checkpoint is None and settings.backend in NEEDS_CHECKPOINT:
+        if checkpoint is None and settings.backend in NEED_A_CHECKPOINT:
             found.append(Gate(kind="checkpoint", question=f"Folder or hub name of the {settings.backend} checkpoint?"))
         if "turbo" in (variant_of(settings) or "").lower() and not settings.accept_turbo:
             found.append(Gate(kind="turbo", question=f"{TURBO} Go on?"))
@@ -204,8 +202,10 @@ def _analysis(settings: AnalyzeSettings, setup: Setup, work: Path) -> Analysis:
     # Of the reference no mean gradients are kept.
     plain = dataclasses.replace(setup.options, mean_gradients="none", sensitivity=False)
     return Analysis(
-        _measurer(setup, setup.examples, work / "data", setup.options),
-        None if setup.reference is None else _measurer(setup, setup.reference, work / "reference", plain),
+        measurer_in(work / "data", setup.model, setup.examples, setup.timesteps, setup.options),
+        None
+        if setup.reference is None
+        else measurer_in(work / "reference", setup.model, setup.reference, setup.timesteps, plain),
         plan=setup.plan,
         timesteps=setup.timesteps,
         request=setup.request,
@@ -264,13 +264,6 @@ def _disk_told(output: Path) -> Iterator[None]:
             hint="free some space and run the same command again: what is measured is kept; or --output puts map and "
             "draws elsewhere",
         ) from error
-
-
-def _measurer(setup: Setup, examples: Examples, folder: Path, options: Measuring) -> Measurer:
-    shapes = layer_shapes(setup.model.layers())
-    num_entries = sum(len(places) for places in entry_places(shapes, seed=options.seed))
-    table = DrawTable(folder, num_layers=len(shapes), num_entries=num_entries)
-    return Measurer(setup.model, examples, table, setup.timesteps, options)
 
 
 def _reference_name(settings: AnalyzeSettings) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from woodshed.chance import generator
 from woodshed.contracts import KnowsSilence, Trainable
-from woodshed.datasets.folder import LatentDataset
+from woodshed.datasets.folder import LatentDataset, View
 from woodshed.datasets.folder import open as open_data
 from woodshed.datasets.side_step import is_side_step_folder
 from woodshed.datasets.speech import SpeechDataset, is_speech_folder
@@ -75,8 +76,7 @@ class FolderExamples:
             rate_hz, hop = self._data.clock.rate_hz, self._data.clock.hop_samples
             if rate_hz is None or hop is None:
                 return None
-            whole = open_data(self.folder, pad=False)
-            return float(whole.frame_counts().sum()) * hop / rate_hz
+            return float(self._data.viewed(View(pad=False)).frame_counts().sum()) * hop / rate_hz
         return None
 
 
@@ -206,7 +206,8 @@ def _opened(folder: Path, crop_s: float, seed: int) -> Dataset[Any]:
     rate_hz, hop = whole.clock.rate_hz, whole.clock.hop_samples
     if rate_hz is None or hop is None:
         return whole
-    return open_data(folder, crop_frames=max(1, round(crop_s * rate_hz / hop)), random_crop=True, pad=False, seed=seed)
+    crop_frames = max(1, round(crop_s * rate_hz / hop))
+    return whole.viewed(dataclasses.replace(whole.view, crop_frames=crop_frames, random_crop=True))
 
 
 def _windows_by_song(data: Dataset[Any]) -> dict[str, list[int]]:

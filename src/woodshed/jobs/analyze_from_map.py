@@ -10,7 +10,7 @@ from woodshed.errors import UsageError
 from woodshed.importance.allocation import Allocation, RankRequest, allocate
 from woodshed.importance.belief import Scored, Spectrum
 from woodshed.importance.fisher_map import FisherMap, LayerRecord, WoodshedPart
-from woodshed.importance.focus import focus_named
+from woodshed.importance.focuses import focus_named
 from woodshed.importance.kept_draws import densities, draws_path
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.map_files import map_at, read_map, schema2_fields, write_map

@@ -15,7 +15,8 @@ from woodshed.contracts import Json, Trainable
 from woodshed.importance.analysis import Analysis
 from woodshed.importance.belief import Scored
 from woodshed.importance.fisher_map import FisherMap, WoodshedPart
-from woodshed.importance.focus import UNIFORM_SHARE, focus_named
+from woodshed.importance.focus import UNIFORM_SHARE
+from woodshed.importance.focuses import focus_named
 from woodshed.importance.layers import LayerShape
 from woodshed.importance.map_files import schema2_fields
 from woodshed.importance.map_making import Findings

@@ -15,11 +15,9 @@ from torch import nn
 from woodshed.contracts import Trainable
 from woodshed.errors import ItemError, UsageError
 from woodshed.importance.convergence import CHECK_DRAWS
-from woodshed.importance.draw_table import DrawTable
 from woodshed.importance.focus import Timesteps
-from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import Look, LookPlan, looks
-from woodshed.importance.measuring import SENSITIVITY_EVERY, Measurer, Measuring, entry_places, num_values
+from woodshed.importance.measuring import SENSITIVITY_EVERY, Measuring, measurer_in, num_values
 from woodshed.importance.memory import PeakMemory, device_of
 from woodshed.jobs.analyze_data import FolderExamples
 from woodshed.jobs.analyze_report import AnalyzePlan
@@ -69,11 +67,8 @@ def forecast(
         UsageError: not one song can be looked at.
     """
     first = _first_looks(examples, plan, timesteps, options.batch_size)
-    shapes = layer_shapes(model.layers())
-    num_entries = sum(len(places) for places in entry_places(shapes, seed=options.seed))
     with TemporaryDirectory() as scratch, PeakMemory(device_of(model)) as peak:
-        table = DrawTable(Path(scratch), num_layers=len(shapes), num_entries=num_entries)
-        measurer = Measurer(model, examples, table, timesteps, options)
+        measurer = measurer_in(Path(scratch), model, examples, timesteps, options)
         with measurer.probe.attached():
             measurer.measure(first)
             # The heap of a process grows for a while until what is freed is used again.
@@ -83,7 +78,7 @@ def forecast(
             elapsed_s = time.perf_counter() - started
         sum_bytes = measurer.sum_bytes
         is_batched = measurer.is_batched
-    row_bytes = 4 * num_entries + 4 * len(shapes)
+        row_bytes = 4 * (measurer.table.num_entries + measurer.table.num_layers)
     notes = (
         ()
         if is_batched or options.batch_size == 1

@@ -22,7 +22,7 @@ from woodshed.errors import StoreError
 from woodshed.importance.fisher_map import FisherMap
 from woodshed.importance.layer_grid import NO_BLOCK, LayerGrid, common_stem, layer_grid
 from woodshed.importance.map_view import LayerView, has_timesteps, layer_views, mean_score, score_of
-from woodshed.songs.whole_file import write_whole
+from woodshed.store.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from woodshed.errors import UsageError
+from woodshed.importance.focuses import focus_named
 from woodshed.jobs.settings import FilePath, Settings, check_device
-
-FOCUS_NAMES = ("balanced", "texture", "structure", "uniform")
 
 
 class AnalyzeSettings(Settings):
@@ -195,7 +194,7 @@ class AnalyzeSettings(Settings):
     @field_validator("timestep_focus")
     @classmethod
     def _focus_is_known(cls, focus: str) -> str:
-        focus_range(focus)
+        focus_named(focus)
         return focus
 
     @field_validator("floors")
@@ -240,25 +239,3 @@ class AnalyzeSettings(Settings):
         500000
         """
         return self.budget_params if self.budget_mb is None else int(self.budget_mb * 1e6 / 2)
-
-
-def focus_range(focus: str) -> tuple[float, float] | None:
-    """Bounds of a focus that is uniform between two timesteps; None for `balanced`, the model's own distribution.
-
-    Raises:
-        UsageError: there is no such focus, or its bounds are none.
-
-    >>> focus_range("texture"), focus_range("0.1,0.5"), focus_range("balanced")
-    ((0.0, 0.4), (0.1, 0.5), None)
-    """
-    named = {"balanced": None, "texture": (0.0, 0.4), "structure": (0.6, 1.0), "uniform": (0.0, 1.0)}
-    if focus in named:
-        return named[focus]
-    numbers = re.fullmatch(r"\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*", focus)
-    bounds = (float(numbers[1]), float(numbers[2])) if numbers else (1.0, 0.0)
-    if not 0 <= bounds[0] < bounds[1] <= 1:
-        raise UsageError(
-            f"--timestep-focus {focus} is no focus",
-            hint=f"one of {', '.join(FOCUS_NAMES)}, or two timesteps LOW,HIGH with 0 <= LOW < HIGH <= 1",
-        )
-    return bounds

@@ -8,12 +8,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from woodshed.backends.open import open_backend
+from woodshed.backends.open import NEED_A_CHECKPOINT, open_backend
 from woodshed.contracts import Observer, Predicts, Trainable
 from woodshed.errors import UsageError
 from woodshed.importance.allocation import RankRequest, allocate
 from woodshed.importance.belief import Scored
-from woodshed.importance.focus import Timesteps, focus_named
+from woodshed.importance.focus import Timesteps
+from woodshed.importance.focuses import focus_named
 from woodshed.importance.layers import layer_shapes
 from woodshed.importance.looks import LookPlan, plan_looks
 from woodshed.importance.measuring import SKETCH_RANK, Examples, Measuring
@@ -22,8 +23,6 @@ from woodshed.jobs import user_settings
 from woodshed.jobs.analyze_data import FolderExamples, Partners, PermutedExamples, SilentExamples
 from woodshed.jobs.analyze_settings import AnalyzeSettings
 from woodshed.jobs.model import pick_device
-
-NEEDS_CHECKPOINT = ("acestep", "stable-audio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +95,7 @@ def rank_request(settings: AnalyzeSettings) -> RankRequest:
 
 def _model(settings: AnalyzeSettings, observer: Observer) -> Trainable:
     checkpoint = checkpoint_of(settings)
-    if checkpoint is None and settings.backend in NEEDS_CHECKPOINT:
+    if checkpoint is None and settings.backend in NEED_A_CHECKPOINT:
         raise UsageError(
             f"{settings.backend} needs a checkpoint",
             hint="--checkpoint-dir FOLDER, or once and for all: woodshed settings set checkpoint_dir FOLDER",
@@ -123,7 +122,7 @@ def _model(settings: AnalyzeSettings, observer: Observer) -> Trainable:
 
 def checkpoint_of(settings: AnalyzeSettings) -> str | None:
     """Folder or hub name of the checkpoint: the flag's, else what is remembered."""
-    if settings.checkpoint_dir is not None or settings.backend not in NEEDS_CHECKPOINT:
+    if settings.checkpoint_dir is not None or settings.backend not in NEED_A_CHECKPOINT:
         return settings.checkpoint_dir
     return user_settings.load().checkpoint_dir
 

@@ -13,6 +13,7 @@ import xxhash
 from woodshed.contracts import Json
 from woodshed.errors import StoreError, UsageError
 from woodshed.jobs.complaints import SomeSettings, checked
+from woodshed.jobs.flag_words import flag_words
 from woodshed.jobs.settings import DecodeSettings, EncodeSettings, Settings
 from woodshed.store.reader import Reader
 from woodshed.store.store import Store
@@ -120,11 +121,5 @@ def _flags(settings: Settings) -> Iterator[str]:
         default = field.default if not isinstance(field.default, Path) else str(field.default)
         if value == default or value in (None, []) or name in _FOR_ONE_RUN:
             continue
-        flag = type(settings).flag(name)
-        if isinstance(value, bool):
-            single.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, list):
-            several += [flag, *map(str, value)]
-        else:
-            single += [flag, str(value)]
+        (several if isinstance(value, list) else single).extend(flag_words(type(settings).flag(name), value))
     yield from (*several, *single)

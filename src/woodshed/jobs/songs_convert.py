@@ -17,11 +17,11 @@ from woodshed.jobs.songs_convert_settings import SongsConvertSettings
 from woodshed.jobs.songs_dataset import SongsDatasetReport, write_dataset
 from woodshed.songs.conversion import Form, convert
 from woodshed.songs.samples import BUILDERS_COLUMNS, DEFAULT_NAME, DatasetHead
-from woodshed.songs.whole_file import write_whole
 from woodshed.sources.dataset_json import DatasetFile
 from woodshed.sources.song_fields import Known
 from woodshed.sources.song_rows import SongAccount, find_songs, sidecars_in
 from woodshed.sources.song_sidecar import read_sidecar_text, sidecars_beside
+from woodshed.store.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

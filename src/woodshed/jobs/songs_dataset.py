@@ -14,9 +14,9 @@ from woodshed.jobs.report import to_json
 from woodshed.jobs.songs_account import SongTally
 from woodshed.jobs.songs_dataset_settings import SongsDatasetSettings
 from woodshed.songs.samples import DatasetHead, dataset_of, notes_on_names
-from woodshed.songs.whole_file import write_whole
 from woodshed.sources.dataset_json import load_dataset_json
 from woodshed.sources.song_rows import DATASET_NAME, FoundSongs, SongAccount, find_songs
+from woodshed.store.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from woodshed.jobs.songs_account import SongTally
 from woodshed.jobs.songs_tag_settings import SongsTagSettings
 from woodshed.songs.tagging import TagAction, shared_words, tag_song
 from woodshed.songs.tags import tags_in
-from woodshed.songs.whole_file import write_whole
 from woodshed.sources.song_rows import SongAccount, walk_songs
 from woodshed.sources.song_sidecar import SidecarFiles
+from woodshed.store.whole_file import write_whole
 
 MAX_SONGS_LISTED = 100
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from woodshed.errors import UsageError
 from woodshed.jobs.complaints import closest
-from woodshed.songs.whole_file import write_whole
+from woodshed.store.whole_file import write_whole
 
 CONFIG_DIR = "WOODSHED_CONFIG_DIR"
 """Environment variable: the folder of the file, in place of the system's folder for such files."""

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from woodshed.cli.commands import Command
+from woodshed.jobs.flag_words import flag_words
 from woodshed.jobs.settings import Settings
-from woodshed.songs.whole_file import write_whole
+from woodshed.store.whole_file import write_whole
 
 
 def command_words(command: Command, settings: Settings, *, given: Collection[str]) -> list[str]:
@@ -27,28 +28,13 @@ def command_words(command: Command, settings: Settings, *, given: Collection[str
             if name == model.positional or name in model.further_positionals:
                 words += [] if value is None else [_as_operand(str(value))]
             elif name in given and value not in (None, ()) and str(value) != str(info.get_default()):
-                if isinstance(value, tuple):
-                    several += _several(model.flag(name), [str(part) for part in value])
-                else:
-                    single += _single(model.flag(name), value)
+                (several if isinstance(value, tuple) else single).extend(flag_words(model.flag(name), value))
     # Flags that take several values come last, where nothing can be taken for one of theirs.
     return ["woodshed", *command.name.split(), *words, *single, *several]
 
 
 def _as_operand(text: str) -> str:
     return f"./{text}" if text.startswith("-") else text
-
-
-def _single(flag: str, value: object) -> list[str]:
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-
-
-def _several(flag: str, values: list[str]) -> list[str]:
-    if any(value.startswith("-") for value in values):
-        return [f"{flag}={value}" for value in values]
-    return [flag, *values]
 
 
 def shell_lines(words: Sequence[str], *, columns: int = 78) -> str:

@@ -8,7 +8,8 @@ from woodshed.cli.wizard.fields import current, parsed
 from woodshed.cli.wizard.outside import Outside
 from woodshed.cli.wizard.questions import Option, Question, State, Step
 from woodshed.errors import UsageError
-from woodshed.jobs.analyze_settings import AnalyzeSettings, focus_range
+from woodshed.importance.focuses import focus_named
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 
 LARGE_RANK = 512
 FOCUSES: Mapping[str, str] = {
@@ -56,7 +57,7 @@ def focus_steps(offered: Mapping[str, str]) -> list[Step]:
         )
 
     def custom_answered(state: State, answer: str) -> State:
-        focus_range(answer)
+        focus_named(answer)
         return state.given("custom_focus", timestep_focus=answer)
 
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from woodshed.cli.wizard.form import variant_step
@@ -117,26 +118,6 @@ def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
             default=str(state.values.get("dataset_dir", offered.get("dataset_dir", ""))),
         )
 
-    def folder_answered(state: State, answer: str) -> State:
-        path = Path(answer).expanduser()
-        found = outside.look_at(path)
-        if found.kind == "missing":
-            raise UsageError(f"there is no folder {path}", hint="Tab completes names; b goes back")
-        if found.kind == "nothing":
-            raise UsageError(
-                f"{path} holds no data: {found.reason}",
-                hint=f"give a folder that `woodshed {PREPARED_BY.get(_backend(state), 'speech')}` made",
-            )
-        if found.kind == "sounds" and _backend(state) not in PREPARED_BY:
-            raise UsageError(
-                f"{path} holds {found.num_items} sound files that are not prepared yet",
-                hint="`woodshed speech` prepares them, told of their texts by a manifest: see the main menu",
-            )
-        if found.kind == "features":
-            outside.say(f"found {found.told} in {path}")
-        state = dataclasses.replace(state.given("dataset_dir", dataset_dir=str(path)), found=found)
-        return state.asked_again("sounds", "few", "prepare", "gates", "plan")
-
     def has_sounds_only(state: State) -> bool:
         return state.found is not None and state.found.kind == "sounds"
 
@@ -157,7 +138,7 @@ def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
         return state.given("sounds") if answer == "y" else _another_folder(state)
 
     return [
-        Step(name="dataset_dir", todo=folder, answered=folder_answered),
+        Step(name="dataset_dir", todo=folder, answered=partial(_folder_answered, outside)),
         Step(name="sounds", applies=has_sounds_only, todo=sounds, answered=sounds_answered),
         Step(
             name="prepare",
@@ -166,6 +147,27 @@ def data_steps(outside: Outside, offered: Mapping[str, str]) -> list[Step]:
         ),
         _few_step(),
     ]
+
+
+def _folder_answered(outside: Outside, state: State, answer: str) -> State:
+    path = Path(answer).expanduser()
+    found = outside.look_at(path)
+    if found.kind == "missing":
+        raise UsageError(f"there is no folder {path}", hint="Tab completes names; b goes back")
+    if found.kind == "nothing":
+        raise UsageError(
+            f"{path} holds no data: {found.reason}",
+            hint=f"give a folder that `woodshed {PREPARED_BY.get(_backend(state), 'speech')}` made",
+        )
+    if found.kind == "sounds" and _backend(state) not in PREPARED_BY:
+        raise UsageError(
+            f"{path} holds {found.num_items} sound files that are not prepared yet",
+            hint="`woodshed speech` prepares them, told of their texts by a manifest: see the main menu",
+        )
+    if found.kind == "features":
+        outside.say(f"found {found.told} in {path}")
+    state = dataclasses.replace(state.given("dataset_dir", dataset_dir=str(path)), found=found)
+    return state.asked_again("sounds", "few", "prepare", "gates", "plan")
 
 
 def _another_folder(state: State) -> State:

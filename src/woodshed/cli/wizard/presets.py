@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from woodshed.errors import UsageError
-from woodshed.jobs.analyze_settings import AnalyzeSettings, focus_range
+from woodshed.importance.focuses import focus_named
+from woodshed.jobs.analyze_settings import AnalyzeSettings
 
 TAKEN = ("rank", "rank_min", "rank_max", "timestep_focus")
 
@@ -51,7 +52,7 @@ def read_preset(path: Path) -> Preset:
         raise UsageError(f"{path} holds no settings by name", hint="give a preset, or a settings file of Woodshed")
     focus = content.get("timestep_focus")
     if focus is not None:
-        focus_range(str(focus))
+        focus_named(str(focus))
     return Preset(
         path=str(path),
         rank=_rank(content.get("rank"), "rank", path),

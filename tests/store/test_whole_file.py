@@ -11,7 +11,7 @@ import pytest
 
 from tests.store.bad_disks import CountingDisk, Killed, PowerCutDisk
 from woodshed.errors import StoreError
-from woodshed.songs.whole_file import write_whole
+from woodshed.store.whole_file import write_whole
 
 OLD, NEW = b"caption: old\n" * 9, b"caption: new\n" * 99
 
