@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from woodshed.chance import generator
@@ -56,8 +56,7 @@ class GradientSketch:
         # Doubles on the CPU: not every device has them.
         basis, _ = torch.linalg.qr(self.left.cpu().double())
         small = torch.linalg.lstsq(self.rows.cpu().double() @ basis, self.right.cpu().double()).solution
-        values = torch.linalg.svdvals(small)[: self.rank] * abs(scale)
-        return Spectrum(tuple(values.tolist()), max(0.0, energy - float(values.square().sum())))
+        return _told(torch.linalg.svdvals(small)[: self.rank] * abs(scale), energy)
 
 
 def spectrum_of(matrix: Float[Tensor, "d_out d_in"], rank: int, *, seed: int, key: str) -> Spectrum:
@@ -68,14 +67,21 @@ def spectrum_of(matrix: Float[Tensor, "d_out d_in"], rank: int, *, seed: int, ke
     """
     whole = float(matrix.float().square().sum(dim=1).cpu().double().sum())
     if min(matrix.shape) <= SMALL:
-        values = torch.linalg.svdvals(matrix.float())[:rank]
+        small = matrix
     else:
         start = _normal(generator(seed, key, "range"), (matrix.shape[1], rank + SPARE), matrix.device)
         basis, _ = torch.linalg.qr(matrix.float() @ start)
         for _ in range(2):
             basis, _ = torch.linalg.qr(matrix.float() @ torch.linalg.qr(matrix.float().T @ basis)[0])
-        values = torch.linalg.svdvals(basis.T @ matrix.float())[:rank]
-    return Spectrum(tuple(values.tolist()), max(0.0, whole - float(values.cpu().double().square().sum())))
+        small = basis.T @ matrix.float()
+    return _told(torch.linalg.svdvals(small.cpu().double())[:rank], whole)
+
+
+def _told(values: Float64[Tensor, " value"], energy: float) -> Spectrum:
+    """In single precision, which the sums are of: the last bits of a decomposition follow from where its arrays happen
+    to lie in memory, and equal seeds are to give equal maps."""
+    rounded = values.float().double()
+    return Spectrum(tuple(rounded.tolist()), max(0.0, energy - float(rounded.square().sum())))
 
 
 def _normal(chance: np.random.Generator, shape: tuple[int, int], device: torch.device) -> Float32[Tensor, "row column"]:
