@@ -230,6 +230,20 @@ def test_patience_and_precision_decide_how_long_it_takes(tmp_path: Path) -> None
     assert strict.reason == "budget of passes used"
 
 
+def test_a_map_by_the_sidestep_rule_tells_of_the_score_that_it_follows(tmp_path: Path) -> None:
+    told = {}
+    for name, request in (
+        ("sidestep", RankRequest(rule="sidestep", base_rank=16, rank_min=8, rank_max=24)),
+        ("density", RankRequest(score="density", base_rank=4, rank_min=1, rank_max=6, rank_multiple=1)),
+        ("wg", RankRequest(score="wg", base_rank=4, rank_min=1, rank_max=6, rank_multiple=1)),
+    ):
+        analysis = analysis_of(tmp_path / name, Flow(), Songs())
+        analysis.request = request
+        analysis.run(progress=lambda done: None, is_stopped=lambda: False)
+        told[name] = findings(analysis, reference_kind=None).leverage
+    assert told["sidestep"] == told["density"] != told["wg"]
+
+
 def test_other_focuses_are_answered_from_the_same_draws(tmp_path: Path) -> None:
     made = {}
     for focus in ("balanced", "texture"):

@@ -70,7 +70,7 @@ def findings(analysis: Analysis, *, reference_kind: str | None) -> Findings:
     """All that is to be said of a finished analysis."""
     scoring = analysis.scoring(resamples=RESAMPLES)
     allocation = analysis.allocation(scoring)
-    score = analysis.request.score
+    score = analysis.request.followed
     compared = _compared(analysis)
     profiles = {focus.name: _profiles(analysis, scoring, focus) for focus in analysis.timesteps.focuses}
     if compared is not None:
